@@ -182,6 +182,16 @@ def test_a_signal_that_comes_when_the_guest_has_left_changes_nothing(guest: list
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def test_a_file_that_takes_a_guest_for_another_says_that_there_are_no_results(
+    guest: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "saved")
+    monkeypatch.setattr(file, "to_json", lambda shape: to_json(shape | {"guest": "nvme"}))
+    assert main(["vmm", *guest, "--save", path, "--at", "0.1"]) == 0
+    assert main(["vmm", "--restore", path]) == 1
+    assert "bellwire: no results of nvme at " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [("--console", "log"), ("--save", "x", "--when", "y")])
 def test_what_only_linux_has_is_refused_for_a_micro_guest_that_comes(saved: Path, words: tuple[str, ...]) -> None:
     done = bellwire("vmm", "--restore", str(saved), *words)
@@ -215,10 +225,34 @@ def test_a_source_that_dies_ends_its_target_and_one_that_says_nothing_does_not(t
         assert there.stderr.readline() == said
         with socket.socket(socket.AF_UNIX) as source:
             source.connect(os.fspath(path))
-            Wire(source, "target").send(Kind.HELLO, to_json({"memory": 4 << 20, "cpus": 1}))
+            Wire(source, "target").send(Kind.HELLO, to_json({"memory": 4 << 20, "cpus": 1, "tsc_khz": 0}))
         _, errors = there.communicate(timeout=PATIENCE)
     assert there.returncode == 1
     assert errors.startswith(f"bellwire: {path}: ")
+    assert not path.exists()
+
+
+def test_a_guest_that_does_not_come_in_time_is_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "move.sock"
+    with started("vmm", "--listen", str(path), "--timeout", "1") as there:
+        assert there.stderr is not None
+        there.stderr.readline()
+        with socket.socket(socket.AF_UNIX) as nobody:  # it says nothing
+            nobody.connect(os.fspath(path))
+            _, errors = there.communicate(timeout=PATIENCE)
+    assert there.returncode == 1
+    assert errors.endswith(f"bellwire: {path}: no guest came within 1 s\n")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_wait_for_a_guest_and_removes_the_socket(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "move.sock"
+    with started("vmm", "--listen", str(path)) as there:
+        assert there.stderr is not None
+        there.stderr.readline()
+        there.send_signal(number)
+        assert there.wait(PATIENCE) == 128 + number
     assert not path.exists()
 
 
@@ -230,9 +264,7 @@ def test_a_listening_vmm_leaves_a_live_socket_alone(tmp_path: Path) -> None:
         done = bellwire("vmm", "--listen", str(path))
         assert done.returncode == 1
         assert f"{path}: " in done.stderr
-        there.send_signal(signal.SIGTERM)
-        assert there.wait(PATIENCE) == 128 + signal.SIGTERM
-    assert not path.exists()
+        assert path.exists()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from bellwire_vmm.saved.machine import to_json
 from fuzz.fuzzing import fuzz, mutated
 
 MEMORY = 4 * PAGE
-SHAPE = to_json({"memory": MEMORY, "cpus": 1, "guest": "bell", "devices": {"1": {"id": "1234:be11"}}})
+SHAPE = to_json({"memory": MEMORY, "cpus": 1, "tsc_khz": 0, "guest": "bell", "devices": {"1": {"id": "1234:be11"}}})
 STATE = sections.pack({"cpu0.regs": bytes(144), "slot 1 data": b"data", "empty": b""})
 PAGES = bytes(2 * PAGE)
 SUMS = file._SUM.pack(zlib.crc32(PAGES))

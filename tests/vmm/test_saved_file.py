@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from bellwire_vmm.device.setup import Setup
 from bellwire_vmm.errors import StateError, VmmError
 from bellwire_vmm.machine.memory import PAGE, GuestMemory
 from bellwire_vmm.saved import file, sections
+from bellwire_vmm.saved.machine import from_json, to_json
 
 MIB = 1 << 20
 SIZE = 2 * MIB
-SHAPE = {"memory": SIZE, "cpus": 1, "guest": "bell"}
+SHAPE = {"memory": SIZE, "cpus": 1, "tsc_khz": 0, "guest": "bell"}
 STATE = {"cpu0.regs": b"registers", "slot 1 data": bytes(100), "empty": b""}
 HEADER = 64  # bytes; zeros follow
 PLACES = (0, 5 * PAGE, 6 * PAGE, MIB, SIZE - PAGE)
@@ -204,6 +206,12 @@ def test_a_damaged_section_is_named() -> None:
         sections.unpack(packed)
 
 
+@pytest.mark.parametrize("value", [math.inf, 10**30, -5, "x", None, True])
+def test_a_clock_that_no_machine_has_is_refused(value: object) -> None:
+    with pytest.raises(StateError, match="no number below 2\\^32 for 'tsc_khz'"):
+        from_json(to_json(SHAPE | {"tsc_khz": value}))
+
+
 GOOD: dict[str, Any] = {"bars": {"0": 0x1000}, "rom": False, "decoding": 3, "line": 10, "table": "00ff", "pending": [1]}
 
 
@@ -219,8 +227,9 @@ GOOD: dict[str, Any] = {"bars": {"0": 0x1000}, "rom": False, "decoding": 3, "lin
         ({"line": "x"}, "line"),
         ({"pending": [True]}, "pending"),
         ({"pending": [5000]}, "pending"),
-        ({"table": "0"}, "non-hexadecimal"),
-        ({"more": 1}, "unexpected keyword"),
+        ({"table": "0"}, "table"),
+        ({"table": 7}, "table"),
+        ({"more": 1}, "expected an object with bars, rom, decoding, line, table, pending"),
     ],
 )
 def test_a_malformed_setup_of_a_device_is_refused_by_field(change: dict[str, object], field: str) -> None:

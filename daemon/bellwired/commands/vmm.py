@@ -13,6 +13,7 @@ from typing import Any
 from bellwire_vmm import guests
 from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.errors import DeviceRefusedError, GuestImageError
+from bellwire_vmm.guests.layout import ResultError
 from bellwire_vmm.machine.boot import MicroGuest
 from bellwire_vmm.vmm import MAX_VCPUS, Machine
 from bellwired.commands import vmm_linux as linux
@@ -91,7 +92,8 @@ def add_parser(commands: Any) -> None:
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
-        help="when to give up on the guest (default 60, with --kernel never)",
+        help="when to give up on the guest (default 60, with --kernel never); with --listen, also how long to wait "
+        "for it (default: for ever)",
     )
     parser.add_argument(
         "--parameters", type=Path, metavar="FILE", help="with --guest: what to put on its parameter page (up to 4 KiB)"
@@ -211,8 +213,10 @@ def _micro(
         return 0
     if not result.ok:
         raise CommandError(result.failure or f"the guest ended with code {result.code}")
-    for line in report(name, machine.memory):
-        print(line)
+    try:
+        print("".join(f"{line}\n" for line in report(name, machine.memory)), end="")
+    except ResultError as error:
+        raise CommandError(str(error)) from None
     print(f"The guest ended well after {result.seconds:.2f} s; KVM_RUN returned {sum(result.runs):,} times.")
     departure.check()
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -17,6 +18,7 @@ from bellwire.paths import PathError, open_file
 from bellwire.unix_sockets import check_peer
 from bellwire_vmm.errors import VmmError
 from bellwire_vmm.moving import Target
+from bellwire_vmm.moving.wire import PATIENCE
 from bellwire_vmm.saved import devices
 from bellwire_vmm.saved import machine as saved
 from bellwire_vmm.saved.file import SavedFile
@@ -64,7 +66,7 @@ def arrival(arguments: argparse.Namespace) -> Iterator[Arrival]:
         with _restored(arguments.restore) as found:
             yield found
     else:
-        with _moved(arguments.listen) as found:
+        with _moved(arguments.listen, arguments.timeout) as found:
             yield found
 
 
@@ -96,10 +98,10 @@ def _restored(path: Path) -> Iterator[Arrival]:
 
 
 @contextlib.contextmanager
-def _moved(path: Path) -> Iterator[Arrival]:
+def _moved(path: Path, timeout: float | None) -> Iterator[Arrival]:
     with signals_end_it(), listening(path) as listener:
         print(f"Waiting for a guest at {path}", file=sys.stderr, flush=True)
-        target = _first(listener, path)
+        target = _first(listener, path, timeout)
     with contextlib.ExitStack() as stack:
         stack.callback(target.close)
 
@@ -115,16 +117,25 @@ def _moved(path: Path) -> Iterator[Arrival]:
             raise
 
 
-def _first(listener: socket.socket, path: Path) -> Target:
-    """The first who has a guest. Others are told of, and forgotten: a probe, or somebody who must not come here."""
-    while True:
-        sock, _ = listener.accept()
+def _first(listener: socket.socket, path: Path, timeout: float | None) -> Target:
+    """The first who has a guest. Others are told of, and forgotten: a probe, or somebody who must not come here.
+
+    Raises CommandError if nobody has one within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + (timeout or math.inf)
+    while (left := deadline - time.monotonic()) > 0:
+        listener.settimeout(left if timeout else None)
+        try:
+            sock, _ = listener.accept()
+        except TimeoutError:
+            break
         try:
             check_peer(sock, path)
-            return Target(sock)
+            return Target(sock, min(deadline - time.monotonic(), PATIENCE))
         except (VmmError, PathError) as error:
             sock.close()
             print(f"bellwire: {path}: {error}; waiting for another", file=sys.stderr, flush=True)
+    raise CommandError(f"{path}: no guest came within {timeout:g} s")
 
 
 @contextlib.contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from bellwire_vmm.device.bars import Bar
 from bellwire_vmm.errors import StateError
 
 MOST_VECTORS = 2048
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,13 @@ class Setup:
     def unpack(cls, data: bytes, bars: Iterable[Bar]) -> Self:
         """Undo `pack`, for a device with ``bars``. Raises StateError, naming the field, for anything else."""
         try:
-            found: dict[str, Any] = json.loads(data)
-            setup = cls(**found)
-            bytes.fromhex(setup.table)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise StateError(f"the setup of a device is malformed: {error}") from None
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise StateError(f"the setup of a device is no JSON: {error}") from None
+        names = [each.name for each in fields(cls)]
+        if not isinstance(found, dict) or found.keys() != set(names):
+            raise StateError(f"the setup of a device is malformed: expected an object with {', '.join(names)}")
+        setup = cls(**found)
         _check("bars", isinstance(found["bars"], dict))
         for bar in bars:
             address = setup.bars.get(str(bar.index))
@@ -48,6 +52,7 @@ class Setup:
         _check("rom", isinstance(found["rom"], bool))
         _check("decoding", _number(setup.decoding, 256))
         _check("line", _number(setup.line, 256))
+        _check("table", isinstance(found["table"], str) and _HEX.fullmatch(setup.table) is not None)
         _check(
             "pending", isinstance(found["pending"], list) and all(_number(n, MOST_VECTORS) for n in found["pending"])
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 
 from bellwire_vmm.errors import MigrationError, StateError, VmmError
-from bellwire_vmm.moving.wire import ADDRESS, MOST_PAGES, Kind, Wire
+from bellwire_vmm.moving.wire import ADDRESS, MOST_PAGES, PATIENCE, Kind, Wire
 from bellwire_vmm.saved import devices, sections
 from bellwire_vmm.saved import machine as saved
 from bellwire_vmm.saved.file import MOST_DESCRIBED
@@ -19,13 +20,14 @@ _CONTENTS = {Kind.PAGES: ADDRESS.size + MOST_PAGES, Kind.STATE: sections.LARGEST
 class Target:
     """Takes the machine of the source at the far end of ``sock``, which it owns. ``shape`` describes that machine.
 
-    Make a machine of this shape, and plug in its devices; then call `take`. All methods raise MigrationError or
-    StateError, and the source is told the reason.
+    The source must describe it within ``patience`` seconds. Make a machine of this shape, and plug in its devices; then
+    call `take`. All methods raise MigrationError or StateError, and the source is told the reason.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, patience: float = PATIENCE) -> None:
         self.received = 0
         self._wire = Wire(sock, "source")
+        self._wire.limit(patience)
         try:
             _, length = self._wire.receive({Kind.HELLO: MOST_DESCRIBED})
             described = bytearray(length)
@@ -35,6 +37,7 @@ class Target:
             self.refuse(str(error))
             self.close()
             raise
+        self._wire.limit(math.inf)
 
     def take(self, machine: Machine) -> None:
         """Give ``machine`` the RAM and the state of the source's, and start its devices. The guest is here on return.

@@ -141,7 +141,7 @@ class Wire:
     def _silent(self, error: OSError) -> MigrationError:
         if isinstance(error, TimeoutError):
             if self._seconds < math.inf:
-                return MigrationError(f"the {self._other} has taken longer than {self._seconds:g} s")
+                return MigrationError(f"the {self._other} has taken longer than {self._seconds:.3g} s")
             return MigrationError(f"the {self._other} has not moved for {PATIENCE:g} s")
         return MigrationError(f"the connection to the {self._other} failed: {error.strerror or error}")
 

@@ -45,7 +45,7 @@ def check(machine: Machine, wanted: Mapping[str, Any]) -> None:
     _check_cpuid(have["cpuid"], wanted.get("cpuid"))
     _check_devices(have["devices"], wanted.get("devices"))
     if have["tsc_khz"] != wanted.get("tsc_khz"):
-        _scale(machine, wanted.get("tsc_khz"), have["tsc_khz"])
+        _scale(machine, wanted["tsc_khz"], have["tsc_khz"])
 
 
 def take(machine: Machine) -> dict[str, bytes]:
@@ -113,9 +113,9 @@ def from_json(data: bytes | bytearray) -> Shape:
         raise StateError(f"the description of the machine is no JSON: {error}") from None
     if not isinstance(shape, dict):
         raise StateError("the description of the machine is no JSON object")
-    for name in ("memory", "cpus"):
-        if type(shape.get(name)) is not int:
-            raise StateError(f"the description of the machine has no number for {name!r}")
+    for name in ("memory", "cpus", "tsc_khz"):
+        if type(number := shape.get(name)) is not int or not 0 <= number < 1 << 32:
+            raise StateError(f"the description of the machine has no number below 2^32 for {name!r}")
     return shape
 
 
@@ -138,12 +138,12 @@ def _tsc_khz(machine: Machine) -> int:
         return 0  # the host's clock is not stable
 
 
-def _scale(machine: Machine, wanted: Any, have: int) -> None:
+def _scale(machine: Machine, wanted: int, have: int) -> None:
     """Let the guest's time stamp counters run as fast as before."""
     try:
         for processor in machine.processors:
-            processor.vcpu.set_tsc_khz(int(wanted))
-    except (KvmError, TypeError, ValueError):
+            processor.vcpu.set_tsc_khz(wanted)
+    except KvmError:
         raise StateError(
             f"time stamp counter: it ran at {wanted} kHz; here it runs at {have} kHz, and KVM cannot scale it"
         ) from None
