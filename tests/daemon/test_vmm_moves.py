@@ -167,6 +167,17 @@ def test_a_guest_is_told_to_have_left_even_if_the_figures_cannot_be_written(
     assert f"{figures}: cannot write: No such file or directory" in said
 
 
+@pytest.mark.parametrize("kind", ["micro", "linux"])
+def test_figures_on_stdout_are_alone_there(
+    kind: str, guest: list[str], console: Callable[[bytes], list[str]], tmp_path: Path
+) -> None:
+    words = guest if kind == "micro" else console(say(b"up\r\n") + HANG)[:-2]
+    done = bellwire("vmm", *words, "--save", str(tmp_path / "saved"), "--at", "0.1", "--json", "-")
+    assert json.loads(done.stdout)["memory"] > 0
+    assert "The guest was saved to " in done.stderr
+    assert ("up" in done.stderr) == (kind == "linux")
+
+
 def test_a_fatal_signal_in_the_middle_of_a_save_leaves_nothing(
     guest: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def add_parser(commands: Any) -> None:
         dest="figures",
         type=Path,
         metavar="FILE",
-        help="with --save or --migrate-to: write the figures to FILE (- for stdout)",
+        help="with --save or --migrate-to: write the figures to FILE (- for stdout; all else then goes to stderr)",
     )
     parser.set_defaults(command=vmm, takes=("timeout",))
 
@@ -164,6 +165,11 @@ def add_parser(commands: Any) -> None:
 def vmm(arguments: argparse.Namespace) -> int:
     """Boot the guest, or go on with one that comes from elsewhere; wait for its end, and report."""
     refuse(arguments)
+    with redirect_stdout(sys.stderr) if str(arguments.figures) == "-" else nullcontext():
+        return _vmm(arguments)
+
+
+def _vmm(arguments: argparse.Namespace) -> int:
     allow_many_files()  # an eventfd for each vector of each device
     plugs = partial(plug, dialect=DIALECTS[arguments.dialect])
     if arguments.kernel:

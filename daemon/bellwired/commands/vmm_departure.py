@@ -224,10 +224,10 @@ class Departure:
 
 
 def write_json(path: Path, figures: dict[str, object]) -> None:
-    """Write figures to a file, or to standard output for ``-``."""
+    """Write figures to a file; for ``-`` to the process's standard output, where nothing else goes then."""
     text = json.dumps(figures, indent=2) + "\n"
     if str(path) == "-":
-        print(text, end="", flush=True)
+        print(text, end="", file=sys.__stdout__, flush=True)
         return
     try:
         with Place(path) as place:
