@@ -51,6 +51,11 @@ class Sources(msgspec.Struct):
     package: bool
     files: dict[str, tuple[Stamp | None, bytes]]
 
+    @property
+    def current(self) -> bool:
+        """Whether the files on disk are these."""
+        return all(stamp(Path(file)) == known for file, (known, _) in self.files.items())
+
 
 def is_path(text: str) -> bool:
     """Whether ``text`` is the path of a file or folder, and not a name."""

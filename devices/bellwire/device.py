@@ -164,8 +164,8 @@ class PciDevice(Wired, Chancy):
 
         ``torn`` says that a hook was cut short: only a part of what it assigns may be in registers and saved fields.
         Override it to go on from there, or raise a StateError to say that the device cannot: it is then reset, and
-        :meth:`failed` tells the guest. Any other error is logged, and does the same. Without an override, that is what
-        happens if ``torn``; otherwise :meth:`restored` runs.
+        :meth:`failed` tells the guest. Any other error is logged, and does the same, as does the end of the process, or
+        a hang. Without an override, that is what happens if ``torn``; otherwise :meth:`restored` runs.
         """
         if torn:
             raise StateError(f"{type(self).__name__}.recovered does not say how to go on after a hook was cut short")

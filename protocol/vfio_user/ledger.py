@@ -39,12 +39,14 @@ class Ledger:
 class Estate:
     """What a ledger has kept of a process that has ended, in the order of its entries. It owns the descriptors.
 
-    ``hung``: the process hung, so what it was at is not to be done again.
+    ``hung``: the process hung, so what it was at is not to be done again. ``older``: older code goes on than that which
+    the process ran.
     """
 
     def __init__(self, entries: Mapping[str, Kept] | None = None, *, hung: bool = False) -> None:
         self._entries = dict(entries or {})
         self.hung = hung
+        self.older = False
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries

@@ -161,6 +161,15 @@ def test_a_successor_does_not_import_the_devices_that_it_does_not_run(tmp_path: 
         assert read(client, LATE) == 0
 
 
+def test_a_device_whose_recovered_ends_its_process_is_reset(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(DEVICE.replace('"Goes on."', "os._exit(7)"))
+    with run(tmp_path) as running, connected(running) as client:
+        write(client, PLAIN, 42)
+        os.kill(running.pid, signal.SIGKILL)
+        assert read(client, PLAIN) == 0
+        assert running.said().count("status 7") == 1
+
+
 def test_a_process_that_hangs_or_is_stopped_is_replaced(tmp_path: Path) -> None:
     with run(tmp_path, "--hang-timeout", "1") as running, connected(running) as client:
         write(client, PLAIN, 42)

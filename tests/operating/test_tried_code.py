@@ -15,6 +15,21 @@ from operating.varlink import Refused
 
 pytestmark = pytest.mark.daemon
 
+FATAL = """
+import os
+from bellwire import Bar, PciDevice
+
+class Fatal(PciDevice, vendor=0x1234, device=0x98, class_code=0xFF0000, name="fatal"):
+    mmio = Bar(0, size=64)
+    plain = mmio.reg(0x00)
+    told = mmio.reg(0x0C)
+
+    def recovered(self, torn: bool) -> None:
+        BODY
+
+    def failed(self) -> None:
+        self.told = 1
+"""
 NEEDY = """
 from pathlib import Path
 
@@ -83,6 +98,26 @@ def test_a_device_that_could_not_be_made_again_is_not_moved(daemon: Instance, tm
         with pytest.raises(Refused, match="is not there"):
             daemon.call("Move", name=name)
         assert (read(client, PLAIN), daemon.pid(name)) == (42, pid)
+        assert daemon.describe(name)["troubles"] == {}
+    daemon.remove(name)
+    daemon.reload()
+    file.unlink()
+
+
+@pytest.mark.parametrize("body", ["os._exit(3)", "while True: pass"])
+def test_a_device_whose_recovered_ends_or_hangs_its_process_is_reset_and_told(daemon: Instance, body: str) -> None:
+    file = daemon.plugins / "fatal.py"
+    edit(file, FATAL.replace("BODY", body))
+    name = daemon.add('device = "fatal"\nhang-timeout = 0.4\n')
+    with connect(daemon.socket(name)) as client:
+        write(client, PLAIN, 42)
+        since = daemon.now()
+        for _ in range(2):
+            os.kill(daemon.pid(name), signal.SIGKILL)
+            assert (read(client, PLAIN), read(client, EDITION)) == (0, 1)
+            write(client, EDITION, 0)
+        assert daemon.describe(name)["restarts"] == 4, "each first successor died, and each second one was reset"
+        daemon.said("a process that went on with it has ended", since)
         assert daemon.describe(name)["troubles"] == {}
     daemon.remove(name)
     daemon.reload()

@@ -221,6 +221,9 @@ def _as_left(arguments: argparse.Namespace, ward: Ward, first: PciDevice, error:
     except Exception:  # noqa: BLE001 of the user's file, as it was
         log.error("its newest code cannot be run, so it has that of the command's start: %s", error)
         return first
+    finally:
+        if ward.estate is not None:
+            ward.estate.older = True
     log.error("%s", words)
     first.core.close()
     return found

@@ -57,9 +57,9 @@ class Holder:
         """The number of descriptors that are held."""
         return self._fds
 
-    def has(self, key: str) -> bool:
-        """Whether a worker has kept something under ``key``."""
-        return key in self._entries
+    def has(self, *keys: str) -> bool:
+        """Whether a worker has kept something under one of ``keys``."""
+        return not self._entries.keys().isdisjoint(keys)
 
     def fds(self, key: str) -> list[int]:
         """The descriptors that a worker has kept under ``key``; they stay the holder's."""

@@ -23,7 +23,7 @@ import socket
 import time
 from typing import Any
 
-from bellwire.serve.worker import TRYING
+from bellwire.serve.worker import RECOVERING, TRYING
 from bellwired import messages
 from bellwired.box import privileges
 from bellwired.errors import CommandError
@@ -135,7 +135,7 @@ class Parent:
         privileges.hide_memory(hidden=False)  # its box hides it
         self._channel.close()
         try:
-            as_started = self._edited and (self._restarts.stuck or self._holder.has(TRYING))
+            as_started = self._edited and (self._restarts.stuck or self._holder.has(TRYING, RECOVERING))
             return Ward(
                 theirs,
                 number,

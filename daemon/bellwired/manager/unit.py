@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bellwire.serve.worker import TRYING
+from bellwire.serve.worker import RECOVERING, TRYING
 from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.manager import descriptors
@@ -180,7 +180,7 @@ class Unit(Filtered, Kept):
         """The order to the fork server for this device."""
         box = self.box.wanted(settings, self.daemon.worker_users, grouped=not trial)
         filters = self.filters(settings)
-        left = succeeds and (self._restarts.stuck or self.holder.has(TRYING))
+        left = succeeds and (self._restarts.stuck or self.holder.has(TRYING, RECOVERING))
         return order(self.name, settings, self._plugins, folder, box, filters, trial, succeeds=succeeds, as_left=left)
 
     def _check_enabled(self) -> None:

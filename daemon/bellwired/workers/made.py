@@ -24,7 +24,7 @@ def made(spawn: Spawn, channel: socket.socket) -> tuple[PciDevice, list[Filter],
     plugins = [Path(folder) for folder in spawn.plugins]
     estate = inherit(channel) if spawn.as_left else None
     try:
-        if estate is not None and left(estate) is not None:
+        if (before := left(estate)) is not None and not before.current:
             raise CommandError(why_left(estate))
         device, filters = _made(spawn, channel, lambda: find_trusted(spawn.device, plugins))
     except Exception as error:
@@ -33,6 +33,7 @@ def made(spawn: Spawn, channel: socket.socket) -> tuple[PciDevice, list[Filter],
         estate = estate or inherit(channel)
         find, words = find_left(spawn.device, estate, error)
         device, filters = _made(spawn, channel, find)
+        estate.older = True
         say(channel, Report("old-code", {"text": words}))
         return device, filters, estate
     return device, filters, inherit(channel) if spawn.succeeds and estate is None else estate

@@ -264,6 +264,7 @@ class Core:
         died: bool,
         moved: Callable[[], None] = lambda: None,
         loaded: bool = False,
+        fatal: bool = False,
     ) -> None:
         """Go on with the state in ``files``, in place of another process that has served this device.
 
@@ -276,8 +277,9 @@ class Core:
         reset would clear areas that the guest maps. ``files`` stay the caller's. They still have the state, except for
         what hooks have written to areas. ``moved`` is called when this process's state counts: before ``recovered``,
         after ``restored``. ``loaded`` says that the state has come by a migration, and has not run yet.
+        ``fatal`` says that a process which has tried this has died of it: the device is reset, and tells the guest.
         """
-        succession.take_over(self, files, client=client, died=died, moved=moved, loaded=loaded)
+        succession.take_over(self, files, client=client, died=died, moved=moved, loaded=loaded, fatal=fatal)
 
     def fail(self, why: str) -> None:
         """Reset the device, since its state is lost, and let it tell the guest: never in silence.

@@ -48,12 +48,14 @@ def load(core: Core, snapshot: bytes) -> None:
 
 
 def take_over(
-    core: Core, files: StateFiles, *, client: bool, died: bool, moved: Callable[[], None], loaded: bool
+    core: Core, files: StateFiles, *, client: bool, died: bool, moved: Callable[[], None], loaded: bool, fatal: bool
 ) -> None:
     """See :meth:`Core.take_over`. ``loaded``: the state was loaded, and has not run yet."""
     torn = core.state.take_over(files, client=client, died=died)
     core.follow_state()
     try:
+        if fatal:
+            raise StateError("a process that went on with it has ended")
         core.device.check_state()
     except (Exception, SystemExit) as error:
         if not died:

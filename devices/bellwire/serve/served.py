@@ -65,6 +65,8 @@ from vfio_user import (
 from vfio_user.hang_up import hang_up
 from vfio_user.journal import BUSY, HEAD
 
+RECOVERING = "recovering"
+"""The ledger's entry while a device goes on after a crash: whether that ends processes."""
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
 
@@ -130,11 +132,15 @@ class Served:
         ``died`` is False if that process has made room between two turns. Raises a StateError if the device cannot go
         on with that state, a VfioUserError if the client has gone.
         """
+        tries = int(estate.note(RECOVERING).get("tries", 0))
+        fatal = tries > estate.older  # older code has a try of its own
+        if died:
+            self._ledger.keep(Kept(RECOVERING, {"tries": tries + 1}, ()))
         areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
         files = StateFiles(estate.fds("state")[0], areas)
         if "client" not in estate:
             self._host.estate = Estate()
-            self.core.take_over(files, client=False, died=True)
+            self.core.take_over(files, client=False, died=True, fatal=fatal)
             self._ledger.clear()
             return
         connection = socket.socket(fileno=estate.take("client")[0])
@@ -146,9 +152,11 @@ class Served:
         loaded = session.migration.loaded
         self._host.estate = estate
         try:
-            self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
+            self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded, fatal=fatal)
         finally:
             self._host.estate = Estate()
+        if died:
+            self._ledger.drop(RECOVERING)
         repeats = self.core.device.repeats
         culprit = doorbell_fds.culprit(command=self._busy, hung=estate.hung)
         # Rings first: a reply to the command that was begun flushes them, and takes new ones into their slots.

@@ -18,6 +18,7 @@ from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.remembered import Remembered
+from bellwire.serve.served import RECOVERING as RECOVERING
 from bellwire.serve.served import Served
 from vfio_user import RATIFIED, SERVER, Dialect, Estate, FramingError, Kept, Ledger, VfioUserError
 
