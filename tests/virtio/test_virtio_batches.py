@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.slow
 MEMORY = 1 << 20
 FAR = 1 << 40
 IN, OUT, FLUSH, GET_ID, DISCARD, NONE = 0, 1, 4, 8, 11, 99
+Bad = Callable[[Queue], None] | None
 
 
 def wrong(queue: Queue) -> None:
@@ -39,6 +41,20 @@ def wrong(queue: Queue) -> None:
         slot = queue.free.pop()
         queue.describe(slot, FAR, 4, 0, 0)
         queue.offer(slot)
+
+
+def headless(queue: Queue) -> None:
+    """A request whose header is too short."""
+    queue.add(b"short", write=1)
+
+
+def answerless(queue: Queue) -> None:
+    """A request without room for the status."""
+    queue.add(bytes(16), bytes(512))
+
+
+BAD = st.sampled_from([None] * 5 + [wrong, headless, answerless])
+"""What a driver does wrong, if it does."""
 
 
 def request(queue: Queue, chance: random.Random, sector: int | None = None) -> None:
@@ -57,7 +73,7 @@ def request(queue: Queue, chance: random.Random, sector: int | None = None) -> N
     )
 
 
-def outcome(kind: set[int], script: list[tuple[int, bool]], seed: int, most: int, *, fast: bool) -> list[object]:
+def outcome(kind: set[int], script: list[tuple[int, Bad]], seed: int, most: int, *, fast: bool) -> list[object]:
     """All that is left behind: guest memory, the disk, interrupts, errors, the status."""
     chance = random.Random(seed)
     seen: list[object] = []
@@ -74,7 +90,8 @@ def outcome(kind: set[int], script: list[tuple[int, bool]], seed: int, most: int
             for _ in range(count):
                 request(queue, chance)
             if bad:
-                wrong(queue)
+                bad(queue)
+                request(queue, chance)
             try:
                 queue.kick()
                 driver.guest.advance()
@@ -92,11 +109,11 @@ def outcome(kind: set[int], script: list[tuple[int, bool]], seed: int, most: int
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @settings(max_examples=25, deadline=None)
 @given(
-    script=st.lists(st.tuples(st.integers(0, 12), st.sampled_from([False] * 5 + [True])), min_size=1, max_size=6),
+    script=st.lists(st.tuples(st.integers(0, 12), BAD), min_size=1, max_size=6),
     seed=st.integers(0, 1 << 32),
 )
 def test_how_many_buffers_are_taken_at_once_makes_no_difference(
-    kind: set[int], script: list[tuple[int, bool]], seed: int
+    kind: set[int], script: list[tuple[int, Bad]], seed: int
 ) -> None:
     slowly = outcome(kind, script, seed, 1, fast=False)
     assert outcome(kind, script, seed, 64, fast=False) == slowly
@@ -104,8 +121,8 @@ def test_how_many_buffers_are_taken_at_once_makes_no_difference(
     assert outcome(kind, script, seed, 3, fast=True) == slowly
 
 
-def on_image(kind: set[int], counts: list[int], seed: int, image: Path, *, fast: bool) -> list[object]:
-    """What the buffers have after each notification, in any order, and the image at the end.
+def on_image(kind: set[int], counts: list[int], bad: Bad, seed: int, image: Path, *, fast: bool) -> list[object]:
+    """What the buffers have after each notification, in any order, and the image at the end. The last may end ``bad``.
 
     Requests that are under way at the same time lie apart: those that overlap have no order.
     """
@@ -118,9 +135,11 @@ def on_image(kind: set[int], counts: list[int], seed: int, image: Path, *, fast:
         assert isinstance(driver.device, VirtioBlk)
         if not fast:
             driver.device.fast = None
-        for count in counts:
+        for turn, count in enumerate(counts, 1):
             for number in range(count):
                 request(queue, chance, 8 * number)
+            if bad and turn == len(counts):
+                bad(queue)
             try:
                 queue.kick()
                 driver.guest.advance()
@@ -136,12 +155,13 @@ def on_image(kind: set[int], counts: list[int], seed: int, image: Path, *, fast:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @settings(max_examples=15, deadline=None)
-@given(counts=st.lists(st.integers(1, 17), min_size=1, max_size=4), seed=st.integers(0, 1 << 32))
+@given(counts=st.lists(st.integers(1, 17), min_size=1, max_size=4), bad=BAD, seed=st.integers(0, 1 << 32))
 def test_a_disk_on_an_image_does_the_same_on_both_paths(
-    tmp_path_factory: pytest.TempPathFactory, kind: set[int], counts: list[int], seed: int
+    tmp_path_factory: pytest.TempPathFactory, kind: set[int], counts: list[int], bad: Bad, seed: int
 ) -> None:
     image = tmp_path_factory.mktemp("disk") / "image"
-    assert on_image(kind, counts, seed, image, fast=True) == on_image(kind, counts, seed, image, fast=False)
+    fast = on_image(kind, counts, bad, seed, image, fast=True)
+    assert fast == on_image(kind, counts, bad, seed, image, fast=False)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 
-from bellwire import Job, Meter, Option, Pool, StateError
+from bellwire import GuestError, Job, Meter, Option, Pool, StateError
 from bellwire.bundled.virtio_blk.at_once import AT_ONCE, ENOUGH, Writes, at_once
 from bellwire.bundled.virtio_blk.request import (
     IN,
@@ -233,16 +233,24 @@ class VirtioBlk(
             self.writes.clear()
 
     def work(self, queue: Virtqueue, chains: Sequence[Chain]) -> None:
-        """Do or begin the requests in these buffers. Those that the budget does not allow are put back."""
+        """Do or begin the requests in these buffers. Those that the budget does not allow are put back.
+
+        A GuestError for a buffer that is no request, once those before it are done or begun.
+        """
         begun, ended, budget, moved = perf_counter_ns(), 0, self.budget, self.moved
         written, others = moved[3], 0
         done: list[Chain] = []
         writes: list[Job] = []
+        wrong: GuestError | None = None
         for number, chain in enumerate(chains):
             if self.budget <= 0:  # another turn of the loop costs less than a thread
                 queue.back(chains[number:])
                 break
-            request = Request(chain)
+            try:
+                request = Request(chain)
+            except GuestError as error:
+                wrong = error
+                break
             try:
                 if request.type == IN:
                     job = self.read(request)
@@ -276,6 +284,8 @@ class VirtioBlk(
             self.meter.took(perf_counter_ns() - begun, ended)
         for first in range(0, len(writes), TOGETHER):
             self.workers.submit(*writes[first : first + TOGETHER])
+        if wrong:
+            raise wrong
 
     def finished(self, jobs: list[Job]) -> None:
         """Complete the requests that threads have done, with one interrupt for each queue."""
