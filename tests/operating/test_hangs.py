@@ -42,3 +42,13 @@ def test_a_stopped_worker_is_replaced_once_its_client_wants_something(daemon: In
         os.kill(daemon.pid(name), signal.SIGSTOP)
         assert read(client, PLAIN) == 42
         assert "a signal had stopped it for 1." in events.until("hung", name)["fields"]["text"]
+
+
+def test_a_stopped_worker_is_replaced_once_it_is_to_move(daemon: Instance) -> None:
+    name = daemon.add(LIMIT)
+    with connect(daemon.socket(name)) as client:
+        write(client, PLAIN, 42)
+        os.kill(daemon.pid(name), signal.SIGSTOP)
+        daemon.call("Move", name=name)
+        assert read(client, PLAIN) == 42
+        assert "a signal had stopped it for 1." in daemon.describe(name)["hand_overs"]["reason"]

@@ -139,7 +139,7 @@ class Unit(Filtered, Kept):
         """Have another worker go on with client and state. Returns when it serves. A CommandError if it fails."""
         async with self._turn:
             self._moved = why
-            await self.ask("leave")
+            await self._watched.answered(self.ask("leave"))
             if (child := self._child) is not None:
                 await self._await_end(child)
         if self._relaunching is not None:

@@ -38,8 +38,8 @@ class Watch:
         self._since: float | None = None
         self._last = 0.0
 
-    def look(self, pause: float = math.inf) -> float:
-        """The seconds since a look has first found what waits still. 0.0 if nothing waits.
+    def look(self, pause: float = math.inf, *, asked: bool = False) -> float:
+        """The seconds since a look has first found what waits still; 0.0 if nothing does. ``asked``: a question waits.
 
         ``pause`` is how long ago the last look should have been, in seconds. If that was much longer ago, this process
         did not run meanwhile, and perhaps nothing did: so the time does not count.
@@ -49,7 +49,7 @@ class Watch:
             self._since = None
         self._last = now
         seen = {key: self._read(key, *place) for key, place in _WORDS.items()}
-        if not self._waits(seen):
+        if not self._waits(seen, asked):
             self._since = None
             return 0.0
         if self._since is None or seen != self._seen:
@@ -61,11 +61,11 @@ class Watch:
         """The worker has answered a ping: it gets on."""
         self._since = None
 
-    def _waits(self, seen: dict[str, bytes]) -> bool:
+    def _waits(self, seen: dict[str, bytes], asked: bool) -> bool:
         marks = memoryview(seen["journal"].ljust(MARKS, b"\0")).cast("I")
         if marks[WAITS]:  # the worker waits for its client
             return False
-        return any(seen["state"]) or marks[BUSY] > marks[HEAD] or self._has_come()
+        return asked or any(seen["state"]) or marks[BUSY] > marks[HEAD] or self._has_come()
 
     def _has_come(self) -> bool:
         """Whether the client has sent or rung something that the worker has not taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from bellwired.errors import CommandError
@@ -23,6 +23,7 @@ class Watched:
         self._hangs = hangs
         self._channel: WorkerChannel | None = None
         self._limit = 0.0
+        self._questions = 0
         self._next: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -47,13 +48,29 @@ class Watched:
         self._holder.heard(message, fds)
         self._look_later()
 
+    async def answered(self, question: Awaitable[object]) -> None:
+        """Wait for the answer to a question that a worker which gets on answers at once.
+
+        Returns, too, if the worker ends before it has answered: it is killed if it does not get on. Else a CommandError
+        says why there is no answer.
+        """
+        channel = self._channel
+        self._questions += 1
+        try:
+            await question
+        except CommandError:
+            if channel is None or channel is self._channel:
+                raise
+        finally:
+            self._questions -= 1
+
     def _look_later(self) -> None:
         if self._channel is not None and self._next is None and self._limit and self._holder.holds:
             self._next = asyncio.get_running_loop().call_later(self._limit / LOOKS, self._look)
 
     def _look(self) -> None:
         self._next = None
-        waited = self._watch.look(self._limit / LOOKS)
+        waited = self._watch.look(self._limit / LOOKS, asked=self._questions > 0)
         if waited >= self._limit:
             self.end()
             self._task = asyncio.create_task(self._hangs(waited))
