@@ -31,8 +31,9 @@ class Killed(BaseException):
 class Remains(NamedTuple):
     """What a process leaves: the bytes of its state file and of its areas' files, and the guest's memory.
 
-    ``files`` are those that device code has kept for a successor, by name, each with its note. A socket stays what it
-    is, and then ``file`` is the guest's memory, which its other end may have too. The successor owns both.
+    ``files`` are those that device code has kept for a successor, by name, each with its note. Those in memory are
+    copied. A socket stays what it is, and then ``file`` is the guest's memory, which its other end may have too; an
+    image stays, too. The successor owns them.
     """
 
     state: bytes
@@ -81,7 +82,8 @@ def remains(guest: Guest[Any]) -> Remains:
     """What the device of ``guest`` would leave now."""
     state, areas = guest.device.core.state.files
     files = {name: (_kept(fd), note) for name, (fd, note) in guest.kept.items()}
-    file = os.dup(guest._memory_fd) if any(isinstance(data, int) for data, _ in files.values()) else None
+    shared = any(isinstance(data, int) and stat.S_ISSOCK(os.fstat(data).st_mode) for data, _ in files.values())
+    file = os.dup(guest._memory_fd) if shared else None
     return Remains(_content(state), {bar: _content(fd) for bar, fd in areas.items()}, bytes(guest.memory), files, file)
 
 
@@ -127,7 +129,7 @@ def succeed(left: Remains, kind: type[Any], **options: Any) -> Heir:
 
 
 def _kept(fd: int) -> bytes | int:
-    return os.dup(fd) if stat.S_ISSOCK(os.fstat(fd).st_mode) else _content(fd)
+    return _content(fd) if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:") else os.dup(fd)
 
 
 def _content(fd: int) -> bytes:

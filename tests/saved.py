@@ -160,7 +160,7 @@ def _set_aside(device: PciDevice, stack: ExitStack) -> None:
         events, cycles = list(record.events), record.power_cycles
         stack.callback(lambda: setattr(record, "power_cycles", cycles))
         stack.callback(lambda: record.events.__setitem__(slice(None), events))  # not those of a power cycle
-        stack.enter_context(patch("bellwire.bundled.nvme.device.Store", lambda _: store))
+        stack.enter_context(patch("bellwire.bundled.nvme.device.Store", lambda *_: store))
         stack.enter_context(patch.object(Nvme, "made_up_serial", lambda _: serial))
     elif isinstance(device, Serial):
         stream, device.stream = device.stream, Stream()
@@ -179,7 +179,7 @@ def _set_aside(device: PciDevice, stack: ExitStack) -> None:
     elif isinstance(device, VirtioBlk) and isinstance(device.disk, MemoryDisk):
         disk = device.disk
         stack.enter_context(patch.object(disk, "close", lambda: None))
-        stack.enter_context(patch("bellwire.bundled.virtio_blk.device.MemoryDisk", lambda *_, **__: disk))
+        stack.enter_context(patch("bellwire.storage.kept.MemoryDisk", lambda *_, **__: disk))
 
 
 class Saved:

@@ -42,7 +42,7 @@ DEFAULTS: dict[Callable[..., Any], dict[str, object]] = {
     Disk.resize: {"block": 512, "shrink": False},
     Disk.write: {"durable": False},
     Disk.zero: {"release": False},
-    MemoryDisk: {"block": 512},
+    MemoryDisk: {"block": 512, "file": -1},
     MemoryDisk.resize: {"block": 512, "shrink": False},
     MemoryDisk.write: {"durable": False},
     MemoryDisk.zero: {"release": False},

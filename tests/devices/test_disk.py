@@ -31,9 +31,6 @@ def test_a_disk_of_memory_takes_memory_only_for_what_is_written() -> None:
     with closing(MemoryDisk(64 << 20)) as disk:
         before = resident()
         buffer = bytearray(1 << 20)
-        for offset in range(0, disk.size, len(buffer)):
-            disk.read([buffer], offset)
-        assert resident() - before < 8 << 20
         disk.write([buffer] * 32, 0)
         assert resident() - before > 30 << 20
         disk.zero(512, 32 << 20)

@@ -20,7 +20,7 @@ from bellwire.bundled.nvme.keeper import Keeper
 from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.bundled.nvme.store import SpaceRecord, Store
 from bellwire.bundled.nvme.task import Task
-from bellwire.storage import Disk, MemoryDisk, StorageError
+from bellwire.storage import Disk, KeptDisks, MemoryDisk, StorageError
 from bellwire.storage.aio import Transfer
 from bellwire.testing import Guest
 from nvme.driver import PAGE, Driver, TestMachine
@@ -78,12 +78,12 @@ def test_there_may_be_more_namespaces_than_images_and_not_fewer() -> None:
 
 
 def test_namespaces_without_an_image_are_memory(image: Path) -> None:
-    disks = Nvme(image=str(image), namespaces=3, readonly=True).open_disks()
+    disks = Nvme(image=str(image), namespaces=3, readonly=True).open_disks(KeptDisks(), "")
     assert [type(disk) for disk in disks] == [Disk, MemoryDisk, MemoryDisk]
     assert [(disk.size, disk.readonly) for disk in disks] == [(1 << 20, True), (64 << 20, True), (64 << 20, True)]
     for disk in disks:
         disk.close()
-    (disk,) = Nvme(size=4096).open_disks()
+    (disk,) = Nvme(size=4096).open_disks(KeptDisks(), "")
     assert (disk.size, disk.readonly) == (4096, False)
     disk.close()
 
@@ -104,11 +104,11 @@ def test_an_image_has_at_least_a_block_and_a_failure_leaves_none_open(
     monkeypatch.setattr(Disk, "close", count)
     device = Nvme(image=f"{image},{small}", block_size=4096)
     if good:
-        for disk in device.open_disks():
+        for disk in device.open_disks(KeptDisks(), ""):
             disk.close()
     else:
         with pytest.raises(StorageError, match="too few for a block"):
-            device.open_disks()
+            device.open_disks(KeptDisks(), "")
     assert sorted(closed) == sorted([1 << 20, size])
 
 
@@ -297,13 +297,16 @@ class Written:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.record = SimpleNamespace(spaces=[])
-        self.count = self.closed = 0
+        self.count = self.closed = self.remembered = 0
 
     def encode(self) -> tuple[int, bytes]:
         self.count += 1
         return self.count, b""
 
     def write(self, number: int, _: bytes) -> None: ...
+
+    def remember(self) -> None:
+        self.remembered += 1
 
     def close(self) -> None:
         self.closed += 1
@@ -357,11 +360,11 @@ def test_a_write_whose_job_was_dropped_is_begun_again(keeping: Any) -> None:
     assert len(jobs) == 2
 
 
-def test_without_a_folder_nothing_is_written_soon(keeping: Any) -> None:
+def test_without_a_folder_nothing_is_written_soon_but_a_successor_shall_know_at_once(keeping: Any) -> None:
     keeper, store, jobs, _ = keeping
     store.folder = None
     keeper.save_soon()
-    assert (jobs, store.count) == ([], 0)
+    assert (jobs, store.count, store.remembered) == ([], 0, 1)
 
 
 def test_the_last_save_closes_the_store_even_if_it_fails(keeping: Any, monkeypatch: pytest.MonkeyPatch) -> None:

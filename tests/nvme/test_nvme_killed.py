@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.identify import CONTROLLER_ID
 from bellwire.testing import Guest
-from killing import killed, remains, succeed
+from killing import Remains, killed, remains, succeed
 from nvme.driver import Driver, TestMachine
 
 pytestmark = pytest.mark.slow
@@ -34,11 +37,15 @@ class Host:
         """Do ``action``, with a kill at ``step``; whether it came to that."""
         left = killed(self.guest, step, action, lambda code: "/bundled/nvme/" in code.co_filename)
         if left is not None:
-            self.guest.close()
-            self.guest = succeed(left, Nvme, **self.options)
-            self.driver.machine = TestMachine(self.guest)
-            self.driver.memory = self.guest.memory
+            self.go_on(left)
         return left is not None
+
+    def go_on(self, left: Remains) -> None:
+        """Have a successor."""
+        self.guest.close()
+        self.guest = succeed(left, Nvme, **self.options)
+        self.driver.machine = TestMachine(self.guest)
+        self.driver.memory = self.guest.memory
 
     def end(self) -> None:
         assert not self.driver.csts & 0x2, "the controller has failed"
@@ -138,10 +145,59 @@ def test_queues_are_created_once(image: Path, step: int) -> None:
     host.end()
 
 
-def test_a_namespace_of_memory_is_lost_with_its_process_and_the_host_is_told() -> None:
-    guest = Guest(Nvme, memory=MEMORY, size=1 << 16)
-    Driver(TestMachine(guest)).enable()
-    left = remains(guest)
-    guest.close()
+def test_a_flush_fails_in_a_successor_if_one_has_failed_before(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(image)
+    host.driver.enable()
+    queues = host.driver.create_queues(1, 16)
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fdatasync", broken)
+        assert queues.do(IoOpcode.FLUSH, nsid=1).status
+    host.go_on(remains(host.guest))
+    assert queues.do(IoOpcode.FLUSH, nsid=1).status
+    host.end()
+
+
+def broken(fd: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_namespaces_of_memory_outlive_their_process_with_their_formats_and_names() -> None:
+    with Guest(Nvme, memory=MEMORY, size=1 << 16, namespaces=2, capacity=1 << 16) as guest:
+        driver = Driver(TestMachine(guest))
+        driver.enable()
+        driver.memory[DATA : DATA + 48] = struct.pack("<QQ32x", 8, 8)
+        driver.memory[DATA + 26] = 1
+        assert driver.admin.do(AdminOpcode.NAMESPACE_MANAGEMENT, prp1=DATA).result == 3
+        driver.memory[DATA : DATA + 4] = struct.pack("<HH", 1, CONTROLLER_ID)
+        assert not driver.admin.do(AdminOpcode.NAMESPACE_ATTACHMENT, nsid=3, prp1=DATA).status
+        before = [driver.identify(0, nsid) for nsid in (1, 2, 3)] + [driver.identify(1)]
+        for nsid, disk in enumerate(guest.device.controller.namespaces.disks, 1):
+            disk.write([bytearray([nsid] * 9)], 500)
+        left = remains(guest)
+    with succeed(left, Nvme, size=1 << 16, namespaces=2, capacity=1 << 16) as after:
+        driver.machine, driver.memory = TestMachine(after), after.memory
+        assert [driver.identify(0, nsid) for nsid in (1, 2, 3)] + [driver.identify(1)] == before
+        for nsid, disk in enumerate(after.device.controller.namespaces.disks, 1):
+            found = bytearray(11)
+            disk.read([found], 499)
+            assert found == b"\0" + bytes([nsid] * 9) + b"\0"
+
+
+def test_a_deleted_namespace_is_kept_no_longer() -> None:
+    with Guest(Nvme, memory=MEMORY, size=1 << 16, capacity=1 << 16) as guest:
+        driver = Driver(TestMachine(guest))
+        driver.enable()
+        driver.memory[DATA : DATA + 48] = struct.pack("<QQ32x", 8, 8)
+        assert driver.admin.do(AdminOpcode.NAMESPACE_MANAGEMENT, prp1=DATA).result == 2
+        assert set(guest.kept) == {"namespace 1", "namespace 2", "nvme record"}
+        assert not driver.admin.do(AdminOpcode.NAMESPACE_MANAGEMENT, nsid=2, dwords=(1,)).status
+        assert set(guest.kept) == {"namespace 1", "nvme record"}
+
+
+def test_a_namespace_of_memory_that_was_not_kept_is_lost_with_its_process_and_the_host_is_told() -> None:
+    with Guest(Nvme, memory=MEMORY, size=1 << 16) as guest:
+        Driver(TestMachine(guest)).enable()
+        guest.drop_file("namespace 1")
+        left = remains(guest)
     with succeed(left, Nvme, size=1 << 16) as after:
         assert Driver(TestMachine(after)).csts & 0x2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from bellwire.bundled.virtio_blk import VirtioBlk
+from bellwire.bundled.virtio_blk.request import Blk
 from bellwire.bundled.virtio_console import VirtioConsole
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.bundled.virtio_rng import VirtioRng
@@ -75,9 +78,47 @@ def test_a_disk_does_each_request_once_more_or_not_at_all(tmp_path: Path, ring: 
     driver.close()
 
 
-def test_a_disk_of_memory_is_lost_with_its_process_and_the_driver_is_told() -> None:
+def test_a_flush_fails_in_a_successor_if_one_has_failed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"image": tmp_path / "disk.img", "size": 1 << 16}
+    driver = Driver(VirtioBlk, memory=MEMORY, **options)
+    driver.start({Blk.FLUSH}, size=16)
+    queue = driver.queues[0]
+
+    def flush() -> bytes:
+        queue.send(HEADER.pack(FLUSH, 0, 0), write=[1])
+        driver.guest.advance(0.01)
+        return queue.whole(queue.used()[-1])
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fdatasync", broken)
+        assert flush() == b"\1"
+    for _ in range(2):
+        go_on(driver, succeed(remains(driver.guest), VirtioBlk, **options))
+        assert flush() == b"\1"
+    driver.close()
+
+
+def broken(fd: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_disk_of_memory_outlives_its_process() -> None:
     driver = Driver(VirtioBlk, memory=MEMORY, size=1 << 16)
     driver.start(size=16)
+    queue = driver.queues[0]
+    queue.send(HEADER.pack(OUT, 0, 3), b"A" * 512, write=[1])
+    go_on(driver, succeed(remains(driver.guest), VirtioBlk, size=1 << 16))
+    queue.add(HEADER.pack(IN, 0, 3), write=[512, 1])
+    queue.kick()
+    driver.guest.advance(0.01)
+    assert queue.whole(queue.used()[-1]) == b"A" * 512 + b"\0"
+    driver.close()
+
+
+def test_a_disk_of_memory_that_was_not_kept_is_lost_with_its_process_and_the_driver_is_told() -> None:
+    driver = Driver(VirtioBlk, memory=MEMORY, size=1 << 16)
+    driver.start(size=16)
+    driver.guest.drop_file("disk")
     left = remains(driver.guest)
     go_on(driver, succeed(left, VirtioBlk, size=1 << 16))
     assert driver.status == Status.NEEDS_RESET

@@ -68,8 +68,11 @@ class Host(Protocol):
     def take_back(self, row: IoRegion, offset: int) -> None:
         """Undo :meth:`lend`."""
 
-    def keep_file(self, name: str, fd: int, note: Mapping[str, Any]) -> None:
-        """Keep a duplicate of ``fd`` for a successor, which goes on with this client if this process dies."""
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any], *, lasting: bool = False) -> None:
+        """Keep a duplicate of ``fd`` for a successor, which goes on with this client if this process dies.
+
+        A ``lasting`` one is kept for later clients, too, and for newer code.
+        """
 
     def drop_file(self, name: str) -> None:
         """Undo :meth:`keep_file`."""

@@ -68,14 +68,17 @@ class Wired:
         if self.core.host is not None:
             self.core.host.take_back(row, offset)
 
-    def keep_file(self, name: str, fd: int, note: Mapping[str, Any] | None = None) -> None:
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any] | None = None, *, lasting: bool = False) -> None:
         """Keep a file for the process that goes on with the client if this one dies: a duplicate of ``fd``.
 
         ``note`` comes with it; it holds what JSON can. A file of the same name is replaced. All of them are dropped
         when the client leaves, so keep them again for the next one. Without a client, nothing is kept.
+
+        A ``lasting`` file belongs to the device's state. It is kept for each client, and goes along with every move of
+        the device, with a client or without, and into newer code (an edit).
         """
         if self.core.host is not None:
-            self.core.host.keep_file(name, fd, note or {})
+            self.core.host.keep_file(name, fd, note or {}, lasting=lasting)
 
     def drop_file(self, name: str) -> None:
         """Undo :meth:`keep_file`."""

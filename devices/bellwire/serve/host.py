@@ -11,6 +11,7 @@ from bellwire.model.jobs import Done
 from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.loop import Deadline
+from bellwire.serve.remembered import Remembered
 from bellwire.serve.standstill import Standstill
 from bellwire.serve.threads import Threads
 from vfio_user import DmaFault, Estate, IrqIndex, Kept, Ledger, Segment, Session, SharedFile, SharedMap
@@ -27,6 +28,8 @@ class ClientHost:
         self._loop = loop
         self._boundary = boundary
         self._ledger = ledger
+        self.lasting = Remembered()
+        """Files of device code that belong to its state."""
         self.estate = Estate()
         """What a process before this one has kept, while its successor takes over."""
 
@@ -103,13 +106,17 @@ class ClientHost:
         if self.doorbell_fds is not None:
             self.doorbell_fds.take_back(row, offset)
 
-    def keep_file(self, name: str, fd: int, note: Mapping[str, Any]) -> None:
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any], *, lasting: bool = False) -> None:
         """Tell the ledger of a file of device code."""
+        entry = Kept(f"file {name}", note, (fd,))
+        if lasting:
+            self.lasting.keep(entry)
         if self.session is not None:
-            self._ledger.keep(Kept(f"file {name}", note, (fd,)))
+            self._ledger.keep(entry)
 
     def drop_file(self, name: str) -> None:
         """Let the ledger forget it."""
+        self.lasting.drop(f"file {name}")
         if self.session is not None:
             self._ledger.drop(f"file {name}")
 

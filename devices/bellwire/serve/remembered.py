@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from vfio_user import Estate, Kept, Ledger
 
@@ -18,6 +19,9 @@ class Remembered(Ledger):
         self._entries: dict[str, Kept] = {}
         for entry in estate or ():
             self._entries[entry.key] = entry._replace(fds=tuple(map(os.dup, entry.fds)))
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(list(self._entries.values()))
 
     def keep(self, *entries: Kept) -> None:
         """Keep entries."""

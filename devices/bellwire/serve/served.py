@@ -46,6 +46,7 @@ from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.migration import MigratingDevice
 from bellwire.serve.observer import Observer
+from bellwire.serve.remembered import Remembered
 from bellwire.serve.standstill import Standstill
 from vfio_user import (
     RATIFIED,
@@ -122,6 +123,11 @@ class Served:
         self.core.signals.resend()
         session.migration.begin()
 
+    @property
+    def lasting(self) -> Remembered:
+        """The files of device code that belong to its state."""
+        return self._host.lasting
+
     def bequeathed(self, estate: Estate) -> None:
         """The device is set up to go on with this: it may have files that were kept before :meth:`take_over`."""
         self._host.estate = estate
@@ -168,10 +174,10 @@ class Served:
         doorbell_fds.survived()
 
     def keep_state(self) -> None:
-        """Tell the ledger where the state is."""
+        """Tell the ledger where the state is, and which files belong to it."""
         files = self.core.state.files
         areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
-        self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
+        self._ledger.keep(Kept("state", {}, (files.state,)), *areas, *self.lasting)
 
     def _connect(self, connection: socket.socket, dialect: Dialect, estate: Estate) -> tuple[Session, DoorbellFds]:
         own = self._standstill

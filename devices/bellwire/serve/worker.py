@@ -92,6 +92,7 @@ class Worker:
             with told(f"{type(self.device).__name__}.setup"):
                 self.device.setup()
         except BaseException:
+            self.served.lasting.close()
             self.loop.close()
             self.device.core.close()
             raise
@@ -118,6 +119,7 @@ class Worker:
                     self.device.core.reset()
         finally:
             self.served.leave()
+            self.served.lasting.close()
             self.served.filters.clear()
             self.loop.close()
             if self._remembered is not None:
@@ -194,6 +196,7 @@ class Worker:
             self._replace_apart(_another(device))
         else:
             if device.awaits:  # the present device has its files
+                new.lasting.close()
                 self._close(device)
                 self._replace_apart(_another(device))
                 return
@@ -226,12 +229,17 @@ class Worker:
     def _set_up(self, device: PciDevice) -> Served:
         """Set a device up that is to take the place of the present one. It is closed if that fails."""
         new = Served(device, self.loop, self._observer, self._limits, self._ledger)
+        lasting = self.served.lasting.estate()
+        new.bequeathed(lasting)
         try:
             with told(f"{type(device).__name__}.setup"):
                 device.setup()
         except BaseException:
+            new.lasting.close()
             device.core.close()
             raise
+        finally:
+            lasting.close()
         return new
 
     def _go_on(self, new: Served, estate: Estate, *, connected: bool) -> None:
@@ -246,6 +254,7 @@ class Worker:
                 device.core.take_over(self.device.core.state.files, client=False, died=False)
         except BaseException as error:
             new.leave()
+            new.lasting.close()
             if connected:
                 old.keep_state()
             self._close(device)
@@ -254,6 +263,7 @@ class Worker:
             raise
         finally:
             estate.close()
+        old.lasting.close()
         self.served, self.device = new, device
 
     def _close(self, device: PciDevice) -> None:

@@ -6,6 +6,7 @@ other.
 """
 
 from bellwire.storage.disk import LARGEST, Disk, StorageError, check_blocks
+from bellwire.storage.kept import KeptDisks
 from bellwire.storage.memory import MemoryDisk
 
-__all__ = ["LARGEST", "Disk", "MemoryDisk", "StorageError", "check_blocks"]
+__all__ = ["LARGEST", "Disk", "KeptDisks", "MemoryDisk", "StorageError", "check_blocks"]

@@ -52,7 +52,10 @@ class Disk:
         """Flags for a preadv that never waits; None if this kind of file has none."""
         self.view = memoryview(b"")
         """All bytes of a disk in memory, to be copied; empty for other disks."""
-        self._lost: OSError | None = None
+        self.lost = 0
+        """The error number of a flush that has failed; else 0."""
+        self.inherited = False
+        """Whether a process before this one has had it."""
         self._path = Path()
 
     @classmethod
@@ -97,6 +100,29 @@ class Disk:
         except BaseException:
             os.close(fd)
             raise
+
+    @classmethod
+    def adopt(
+        cls, fd: int, path: Path, *, readonly: bool = False, direct: bool = False, block: int = 512, lock: bool = True
+    ) -> Disk:
+        """Go on with an image that another process has opened at ``path``. The disk owns ``fd``. Raises a StorageError.
+
+        Its lock is that process's, too.
+        """
+        try:
+            if lock:
+                _lock(fd, path, readonly=readonly)
+            disk = cls(fd, os.lseek(fd, 0, os.SEEK_END), readonly=readonly, direct=direct)
+            disk._path, disk.inherited = path, True
+            return disk
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @property
+    def file(self) -> int:
+        """A descriptor of the file that has the bytes, for another process."""
+        return self.fd
 
     def resize(self, size: int, *, block: int = 512, shrink: bool = False) -> None:
         """Change the size to ``size`` bytes, in whole blocks of ``block``; 0 takes over the present size of the image.
@@ -155,7 +181,7 @@ class Disk:
                     done += more
         except OSError as error:
             if durable and error.errno == errno.EIO:  # perhaps of an earlier write: the kernel reports it only once
-                self._lost = error
+                self.lost = errno.EIO
             raise
 
     def flush(self) -> None:
@@ -163,13 +189,13 @@ class Disk:
 
         After one failure every later flush fails too: the kernel reports lost writes once, and then forgets them.
         """
-        if self._lost:
-            raise OSError(self._lost.errno, "an earlier flush has failed") from self._lost
+        if self.lost:
+            raise OSError(self.lost, "an earlier flush has failed")
         if not self.readonly:
             try:
                 os.fdatasync(self.fd)
             except OSError as error:
-                self._lost = error
+                self.lost = error.errno or errno.EIO
                 raise
 
     def discard(self, offset: int, length: int) -> None:

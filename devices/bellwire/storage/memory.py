@@ -1,4 +1,4 @@
-"""A disk in the memory of this process. It needs no system call to read or write: data is copied between mappings."""
+"""A disk in memory. It needs no system call to read or write: data is copied between mappings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 from bellwire.errors import StateError
 from bellwire.storage.disk import Buffers, Disk, StorageError, check_blocks
 
-_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+_FLAGS = mmap.MAP_SHARED | 0x4000
 """0x4000 is MAP_NORESERVE: the kernel promises no memory for what is never written."""
 _STEP = 16 << 20
 """Bytes that are freed at once: the interpreter's lock is held meanwhile."""
@@ -20,25 +20,38 @@ _MOST_LOOKED = 1 << 30
 
 
 class MemoryDisk(Disk):
-    """A disk of ``size`` bytes of memory, in whole blocks. It uses memory only for what is written.
+    """A disk of ``size`` bytes of memory, in whole blocks. It uses memory for what is written, and for what is read.
 
-    Reading what was never written gives zeros, and takes no memory: that is why the mapping is private, and not of a
-    memfd, whose holes are filled when they are read through a mapping. A StorageError if there is no room for so many
+    The memory is a file (memfd_create(2)), so that it can outlive this process. With ``file``, it is that of another
+    process, and ``size`` is the file's; the disk owns the descriptor. A StorageError if there is no room for so many
     addresses.
     """
 
-    def __init__(self, size: int, *, block: int = 512) -> None:
+    def __init__(self, size: int, *, block: int = 512, file: int = -1) -> None:
         super().__init__(-1, 0, instant=True)
-        check_blocks(size, block)
+        self.inherited = file >= 0
+        self._file = file if self.inherited else os.memfd_create("bellwire-disk", os.MFD_CLOEXEC)
         try:
-            self._pages = mmap.mmap(-1, size, flags=_FLAGS)
+            check_blocks(size, block)
+            if not self.inherited:
+                os.ftruncate(self._file, size)
+            self._pages = mmap.mmap(self._file, size, flags=_FLAGS)
         except (OSError, ValueError, OverflowError) as error:
+            os.close(self._file)
             raise _impossible(size, error) from error
+        except StorageError:
+            os.close(self._file)
+            raise
         for advice in (mmap.MADV_NOHUGEPAGE, mmap.MADV_DONTDUMP):
             with contextlib.suppress(OSError):  # a kernel without huge pages does not know the first
                 self._pages.madvise(advice)
         self.size = size
         self.view = memoryview(self._pages)
+
+    @property
+    def file(self) -> int:
+        """The file that is the memory."""
+        return self._file
 
     def resize(self, size: int, *, block: int = 512, shrink: bool = False) -> None:
         """Change the size as :meth:`Disk.resize` does. 0 keeps it. No slice of :attr:`view` may exist."""
@@ -52,6 +65,7 @@ class MemoryDisk(Disk):
             self._pages.resize(size)
             self.size = size
         except (OSError, ValueError, OverflowError) as error:
+            os.ftruncate(self._file, self.size)
             raise _impossible(size, error) from error
         finally:
             self.view = memoryview(self._pages)
@@ -94,13 +108,13 @@ class MemoryDisk(Disk):
         self.view[offset:first] = bytes(first - offset)
         self.view[last:end] = bytes(end - last)
         for at in range(first, last, _STEP):
-            self._pages.madvise(mmap.MADV_DONTNEED, at, min(_STEP, last - at))
+            self._pages.madvise(mmap.MADV_REMOVE, at, min(_STEP, last - at))
 
     def check_snapshot(self) -> None:
         """Raise StateError unless all is zeros: a snapshot of the device has no memory of its disks."""
         zeros = bytes(_LOOK)
         looked = range(0, self.size, _LOOK)
-        if self.size > _MOST_LOOKED or any(self._pages[at : at + _LOOK] != zeros[: self.size - at] for at in looked):
+        if self.size > _MOST_LOOKED or any(os.pread(self._file, _LOOK, at) != zeros[: self.size - at] for at in looked):
             raise StateError("the content of a disk in memory is not saved, and does not move: use an image (image=)")
 
     def lock(self) -> None:
@@ -113,6 +127,9 @@ class MemoryDisk(Disk):
         """Give the memory back, as soon as no slice of :attr:`view` is left. A second call does nothing."""
         self.view = memoryview(b"")
         self._pages = mmap.mmap(-1, 1)
+        if self._file != -1:
+            os.close(self._file)
+            self._file = -1
 
     def _found(self) -> int:
         return self.size

@@ -341,7 +341,7 @@ class Guest(Generic[Device]):
             self.interrupts[index, vector] += 1
         return heard
 
-    def keep_file(self, name: str, fd: int, note: Mapping[str, Any]) -> None:
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any], *, lasting: bool = False) -> None:
         """Note it in :attr:`kept`, with a duplicate of the descriptor."""
         self.drop_file(name)
         self.kept[name] = os.dup(fd), note

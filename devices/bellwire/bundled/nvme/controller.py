@@ -235,6 +235,7 @@ class Controller:
     def _shutdown_ended(self, job: Job) -> None:
         if job.error is not None:
             self.device.warn("flush at shutdown: %s", job.error)
+            self.store.disks.note_losses()
         if job is self._shutdown and self.device.csts & registers.SHUTDOWN_BUSY:  # else: a reset
             self.device.csts ^= registers.SHUTDOWN_BUSY | registers.SHUTDOWN_DONE
 
@@ -247,7 +248,8 @@ class Controller:
         self.save_soon()
 
     def media_failed(self, error: Exception) -> None:
-        """An image has failed: record the failure for the host."""
+        """An image has failed: record the failure for the host, and for a successor."""
+        self.store.disks.note_losses()
         self.telemetry.failed(str(error))
         self.save_soon()
         if self.features[FeatureId.EVENTS] & TELEMETRY_NOTICES:

@@ -22,7 +22,7 @@ from bellwire.bundled.nvme.registers import QUEUES, Registers
 from bellwire.bundled.nvme.shadow import ShadowState
 from bellwire.bundled.nvme.store import Store
 from bellwire.bundled.nvme.timestamp import TimestampState
-from bellwire.storage import LARGEST, Disk, MemoryDisk, StorageError, check_blocks
+from bellwire.storage import LARGEST, Disk, KeptDisks, MemoryDisk, StorageError, check_blocks
 from bellwire.storage.aio import direct_pool
 
 BLOCK_SIZES = (512, 4096)
@@ -97,7 +97,6 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
 
     def setup(self) -> None:
         """Open the images, and build the controller."""
-        identity = ControllerIdentity(0x1234, 0x1234, self.serial or self.made_up_serial())
         state = StateViews(
             self.submission_state,
             self.completion_state,
@@ -110,9 +109,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
             self.timestamp_state,
             self.batch_state,
         )
-        store = Store(self.store if self.store.name else None)
+        store = Store(self.store if self.store.name else None, self)
         try:
-            namespaces = self.take_stock(store, identity)
+            identity, namespaces = self.take_stock(store)
         except BaseException:
             store.close()
             raise
@@ -125,11 +124,16 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
             self.ring_by_event(Registers.io_bells, 2 * self.queues)
         self.awaits = self.incoming and bool(self.image)
 
-    def take_stock(self, store: Store, identity: ControllerIdentity) -> Namespaces:
-        """The namespaces of the options, and those in the store."""
-        disks = self.open_disks()
+    def take_stock(self, store: Store) -> tuple[ControllerIdentity, Namespaces]:
+        """The controller's identity, the namespaces of the options, and those in the store."""
+        serial = self.serial or self.made_up_serial()
+        disks = self.open_disks(store.disks, serial)
+        if not (self.serial or self.image):
+            serial = store.disks.identity("namespace 1")
+        identity = ControllerIdentity(0x1234, 0x1234, serial)
+        spare, direct = self.capacity, self.direct
         try:
-            return take_stock(store, disks, self.block_size, identity.uuid, spare=self.capacity, direct=self.direct)
+            return identity, take_stock(store, disks, self.block_size, identity.uuid, spare=spare, direct=direct)
         except BaseException:
             for disk in disks:
                 disk.close()
@@ -146,18 +150,19 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
         if self.incoming and self.store.name:
             raise OptionError("option incoming: two devices cannot have one store; start this one without it")
 
-    def open_disks(self) -> list[Disk]:
-        """Open a disk for each namespace. If one fails, all are closed again."""
+    def open_disks(self, kept: KeptDisks, serial: str) -> list[Disk]:
+        """Open a disk for each namespace. If one fails, all are closed again. Memory belongs to the serial number."""
         paths = images(self.image)
         count = self.namespaces or len(paths) or 1
         disks: list[Disk] = []
         try:
             for path in paths:
-                disks.append(self.open_disk(path))
+                disks.append(self.open_disk(kept, f"namespace {len(disks) + 1}", path))
                 if disks[-1].size < self.block_size:
                     raise StorageError(f"image {path}: {disks[-1].size} bytes, too few for a block; give size=")
             while len(disks) < count:
-                disk: Disk = MemoryDisk(self.size or DEFAULT_SIZE)
+                name = f"namespace {len(disks) + 1}"
+                disk: Disk = kept.memory(name, self.size or DEFAULT_SIZE, identity=serial)
                 disk.readonly = self.readonly
                 disks.append(disk)
         except BaseException:
@@ -166,9 +171,10 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
             raise
         return disks
 
-    def open_disk(self, path: Path) -> Disk:
+    def open_disk(self, kept: KeptDisks, name: str, path: Path) -> Disk:
         """Open one image as the options say. Raises a StorageError."""
-        return Disk.open(
+        return kept.image(
+            name,
             path,
             readonly=self.readonly,
             size=self.size,
@@ -219,8 +225,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
         self.controller.restored()
 
     def recovered(self, torn: bool) -> None:
-        """Go on after a process has died. Namespaces in its memory have gone with it."""
-        if any(isinstance(space.disk, MemoryDisk) for space in self.controller.namespaces.allocated):
+        """Go on after a process has died."""
+        disks = [space.disk for space in self.controller.namespaces.allocated]
+        if any(isinstance(disk, MemoryDisk) and not disk.inherited for disk in disks):
             raise StateError("a namespace was memory of the process that has died")
         self.before = self.cc
         self.controller.engine.pool.settle()

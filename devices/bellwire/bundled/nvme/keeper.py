@@ -21,13 +21,26 @@ class Keeper:
 
     def save(self) -> None:
         """Write the store now. Raises OSError."""
+        if self._store.folder is None:
+            self._remember()
+        else:
+            write_down(self._store, self._controller.namespaces)
+            self._store.write(*self._store.encode())
+
+    def _remember(self) -> None:
         write_down(self._store, self._controller.namespaces)
-        self._store.write(*self._store.encode())
+        self._store.remember()
 
     def save_soon(self) -> None:
-        """Let a thread write the store. If a write is under way, another one follows."""
-        self._unsaved = self._store.folder is not None
-        if self._unsaved and not self._saving:
+        """Let a thread write the store. If a write is under way, another one follows. Memory needs no thread."""
+        if self._store.folder is None:
+            try:
+                self._remember()
+            except OSError as error:
+                self._warn(error)
+            return
+        self._unsaved = True
+        if not self._saving:
             self._saving, self._unsaved = True, False
             write_down(self._store, self._controller.namespaces)
             self._controller.engine.background(Job(self._store.write, *self._store.encode()), self._saved)
@@ -38,10 +51,11 @@ class Keeper:
 
     def close(self) -> None:
         """Write the store for the last time, and close it."""
-        try:
-            self.save()
-        except OSError as error:
-            self._warn(error)
+        if self._store.folder is not None:
+            try:
+                self.save()
+            except OSError as error:
+                self._warn(error)
         self._store.close()
 
     def _saved(self, job: Job) -> None:
@@ -52,4 +66,4 @@ class Keeper:
             self.save_soon()
 
     def _warn(self, error: Exception) -> None:
-        self._controller.device.warn("store %s: %s", self._store.folder, error)
+        self._controller.device.warn("store %s: %s", self._store.folder or "in memory", error)

@@ -10,14 +10,19 @@ import fcntl
 import os
 import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from bellwire.paths import Place, make_folders, why
-from bellwire.storage import Disk, MemoryDisk, StorageError
+from bellwire.storage import Disk, KeptDisks, StorageError
+
+if TYPE_CHECKING:
+    from bellwire import PciDevice
 
 NAME = "nvme.json"
+RECORD = "nvme record"
+"""The name by which a store in memory is kept for a successor."""
 LARGEST = 64 << 20
 """The limit of its size in bytes. A host can fill far less."""
 
@@ -68,14 +73,21 @@ class Record(msgspec.Struct, omit_defaults=True):
 class Store:
     """A ``record``, and the folder that keeps it. A missing ``folder`` is created; it is locked until :meth:`close`."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, device: PciDevice | None = None) -> None:
+        """A store in memory is kept for the process that goes on with ``device``, but for its logs."""
         self.folder = folder
+        self.disks = KeptDisks(device)
+        self._device = device
+        self._remembered = b""
         self.record = Record()
         self._lock = threading.Lock()
         self._encoded = self._written = 0
         self._fd = -1
         if folder is not None:
             self._open(folder)
+        elif device is not None and (found := device.kept_file(RECORD)) is not None:
+            with open(found[0], "rb") as file:
+                self.record = _decoded(file.read(LARGEST), "of the process before")
 
     def _open(self, folder: Path) -> None:
         try:
@@ -98,10 +110,10 @@ class Store:
             self.close()
             raise
         try:
-            self.record = msgspec.json.decode(text, type=Record)
-        except (msgspec.MsgspecError, RecursionError) as error:
+            self.record = _decoded(text, f"{folder / NAME}")
+        except StorageError:
             self.close()
-            raise StorageError(f"store {folder / NAME}: {error}; remove it to begin anew") from error
+            raise
 
     def encode(self) -> tuple[int, bytes]:
         """The present record as bytes, with a number for :meth:`write`."""
@@ -120,17 +132,28 @@ class Store:
             os.fsync(self._fd)
             self._written = number
 
+    def remember(self) -> None:
+        """Keep a store in memory for a successor, if it has changed. For the device's thread."""
+        data = msgspec.json.encode(msgspec.structs.replace(self.record, events=[], telemetry=b""))
+        if self._device is not None and data != self._remembered:
+            self._remembered = data
+            with open(os.memfd_create(RECORD, os.MFD_CLOEXEC), "r+b", buffering=0) as file:
+                file.write(data)
+                file.seek(0)
+                self._device.keep_file(RECORD, file.fileno(), lasting=True)
+
     def disk(self, nsid: int, size: int, block: int, *, direct: bool = False, new: bool = False) -> Disk:
         """Open the disk of a namespace that the host has made. With ``new`` it is emptied first."""
         if self.folder is None:
-            return MemoryDisk(size, block=block)
+            return self.disks.memory(f"namespace {nsid}", size, block=block, new=new)
         path = self._path(nsid)
         if new:
             self.remove(nsid)
         elif not self._exists(path):
             raise StorageError(f"store {self.folder}: {path.name} is gone, with what is in namespace {nsid}")
         made = size if new else 0  # a format may have left a part of a block at the end
-        disk = Disk.open(path, size=made, direct=direct, block=block, folder=self._fd)
+        name = f"namespace {nsid}"
+        disk = self.disks.image(name, path, size=made, direct=direct, block=block, folder=self._fd, new=new)
         if disk.size != size:
             disk.close()
             raise StorageError(f"store {self.folder}: {path.name} has {disk.size} bytes, namespace {nsid} has {size}")
@@ -138,6 +161,7 @@ class Store:
 
     def remove(self, nsid: int) -> None:
         """Remove the file of a deleted namespace."""
+        self.disks.drop(f"namespace {nsid}")
         if self.folder is not None:
             with Place.inside(self._fd, self._path(nsid)) as place:
                 place.remove()
@@ -155,6 +179,13 @@ class Store:
     def _path(self, nsid: int) -> Path:
         assert self.folder is not None
         return self.folder / f"namespace-{nsid}.img"
+
+
+def _decoded(text: bytes, of: str) -> Record:
+    try:
+        return msgspec.json.decode(text, type=Record)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise StorageError(f"store {of}: {error}; remove it to begin anew") from error
 
 
 def _read(place: Place) -> bytes:

@@ -23,7 +23,7 @@ from bellwire.bundled.virtio_blk.request import (
     spans,
     write_zeroes,
 )
-from bellwire.storage import LARGEST, Disk, MemoryDisk, check_blocks
+from bellwire.storage import LARGEST, Disk, KeptDisks, MemoryDisk, check_blocks
 from bellwire.storage.aio import Transfer, direct_pool
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
 from bellwire.virtio.virtqueue import AtOnce
@@ -85,6 +85,7 @@ class VirtioBlk(
     max_write_zeroes_seg = field(0x34, reset=MOST_SEGMENTS)
     write_zeroes_may_unmap = field(0x38, size=1, reset=1)
 
+    kept: KeptDisks
     disk: Disk
     budget: int
     """Bytes that may still be moved at once in this turn."""
@@ -104,8 +105,10 @@ class VirtioBlk(
 
     def setup(self) -> None:
         """Open the image or the memory, and make the pool."""
+        self.kept = KeptDisks(self)
         if self.image != Path():
-            self.disk = Disk.open(
+            self.disk = self.kept.image(
+                "disk",
                 self.image,
                 readonly=self.readonly,
                 size=self.size,
@@ -115,7 +118,7 @@ class VirtioBlk(
             )
             self.awaits = self.incoming
         else:
-            self.disk = MemoryDisk(self.size or 64 << 20, block=self.block_size)
+            self.disk = self.kept.memory("disk", self.size or 64 << 20, block=self.block_size)
             self.disk.readonly = self.readonly
         self.moved = [0, 0, 0, 0, 0]
         self.meter = Meter(self, self.totals)
@@ -162,8 +165,8 @@ class VirtioBlk(
         return offered | ({Blk.MQ} if self.queues > 1 else set())
 
     def recovered(self, torn: bool) -> None:
-        """Do again what was under way. It does no harm to read or write the same twice. Memory is lost, however."""
-        if self.image == Path():
+        """Do again what was under way. It does no harm to read or write the same twice."""
+        if isinstance(self.disk, MemoryDisk) and not self.disk.inherited:
             raise StateError("the disk was memory of the process that has died")
         super().recovered(torn)
 
@@ -311,6 +314,7 @@ class VirtioBlk(
             return error.result
         if isinstance(error, OSError):
             self.warn("disk: %s", error)
+            self.kept.note_losses()
         else:
             self.log.error("request failed", exc_info=error)
         return Result.IO_ERROR
