@@ -280,3 +280,20 @@ def test_a_reset_takes_a_queue_back() -> None:
         driver.queues[0].send(b"ab", write=2)
         assert driver.queues[0].answers() == [b"ba"]
         assert not select.select(kicks, [], [], 0)[0]
+
+
+def test_a_queue_whose_descriptors_nobody_takes_stays_the_devices() -> None:
+    def refuse(_: int) -> None:
+        raise ConnectionError("the other side has gone")
+
+    with Driver(Echo) as driver:
+        driver.start()
+        queue, before = driver.device.virtqueues[0], set(os.listdir("/proc/self/fd"))
+        for kick, call in ((refuse, lambda _: None), (lambda _: None, refuse)):
+            with pytest.raises(ConnectionError, match="has gone"):
+                queue.hand_over(kick, call)
+        ours = 2  # the guest keeps the eventfds of the doorbell and of the vector
+        assert len(set(os.listdir("/proc/self/fd")) - before) == ours
+        driver.queues[0].add(b"hello", write=5)
+        driver.guest.ring(Echo.notify, index=0)
+        assert driver.queues[0].answers() == [b"olleh"]

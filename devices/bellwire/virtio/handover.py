@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ class Handover:
         self._bell: int | None = None
         self._given: int | None = None
         self._watched = False
-        self.renew()
+        with ExitStack() as failed:
+            failed.callback(self._release)
+            self.renew()
+            failed.pop_all()
 
     @property
     def direct(self) -> bool:
@@ -66,6 +70,9 @@ class Handover:
         """Take the doorbell back. The other side has been stopped. What it has signalled before still goes out."""
         if self._device.running:  # not after a reset
             self._called()
+        self._release()
+
+    def _release(self) -> None:
         self._watch(False)
         os.close(self._own)
         self._device.take_back_doorbell(self._queue)

@@ -295,7 +295,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
         ``kick(fd)`` takes the eventfd that the driver's notifications arrive in, ``call(fd)`` the one whose signals
         interrupt the driver. Each is called at once, and again whenever the descriptor has changed: ``call`` while the
         vector is masked and when it is not, both for a new client. The descriptors stay the SDK's. A reset takes the
-        queue back, and so does :meth:`take_back`; :meth:`VirtioDevice.stopped` tells of a reset.
+        queue back, and so does :meth:`take_back`; :meth:`VirtioDevice.stopped` tells of a reset. If one of the first
+        two calls raises, the queue stays the device's.
         """
         self.take_back()
         self.handover = Handover(self, kick, call)
