@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.vhost.messages import HEADER, NEED_REPLY, REPLY, Header, Request, header, named, u64
 
-PATIENCE = 3.0
-"""Seconds that a back end has for all that one access of the guest asks of it. QEMU gives up after 5."""
+PATIENCE = 1.5
+"""Seconds that a back end has for all that one access of the guest asks of it: less than a hang-timeout (2 s)."""
 MOST_FDS = 8
 MOST_LEFT = 32
 """Replies that a process which has died may have left unread: one, and those of successors that died soon."""
