@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from operating.conftest import Run
 from operating.edited import edit, plugin
 from operating.instance import EDITION, PLAIN, Instance, connect, read, write
 from operating.varlink import Refused
@@ -122,3 +123,18 @@ def test_a_device_whose_recovered_ends_or_hangs_its_process_is_reset_and_told(da
     daemon.remove(name)
     daemon.reload()
     file.unlink()
+
+
+def test_newer_code_has_the_options_of_its_file_and_status_says_so(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client:
+        assert run("set", name, "pace=7") == (0, "", "")
+        assert daemon.describe(name)["changed"] == {"pace": "7"}
+        mend = plugin(daemon, 'access="constant", reset=1)', 'access="constant", reset=2)')
+        try:
+            assert name in daemon.reload()["restarted"]
+            assert (read(client, PLAIN), read(client, EDITION)) == (7, 2)
+            assert daemon.describe(name)["changed"] == {}
+        finally:
+            mend()
+        daemon.reload()

@@ -48,6 +48,7 @@ async def exchange(unit: Unit) -> bool:
         if pause is None:
             await unit.move(hand_over.EDITED)
             return True
+        unit.changed = {}  # the new code has the options of its file
         unit.exchanged(pause)
         return False
     except CommandError as error:
