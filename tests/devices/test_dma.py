@@ -180,3 +180,10 @@ def test_a_device_that_nobody_runs_has_no_memory() -> None:
     assert device.dma.by_message is False
     with pytest.raises(GuestError, match="not attached to a guest"):
         device.dma.read(0, 1)
+
+
+def test_files_of_memory_that_nobody_keeps_are_a_mistake(guest: Guest[Mover]) -> None:
+    with pytest.raises(RuntimeError, match=r"call dma.keep_files\(\) in setup\(\)"):
+        guest.device.dma.files()
+    guest.device.dma.keep_files()
+    assert [each.size for each in guest.device.dma.files()] == [SIZE]

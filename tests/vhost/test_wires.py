@@ -107,6 +107,7 @@ def test_a_ring_of_a_lent_doorbell_by_message_runs_the_write_hook(client: Client
 
 def test_without_a_client_there_is_nothing_to_lend() -> None:
     device = Lender()
+    device.dma.keep_files()
     assert device.lend(Lender.bells, 4) is None
     device.take_back(Lender.bells, 4)
     assert device.dma.files() == []

@@ -157,8 +157,11 @@ class Dma:
         """Guest memory that may be written, with the files in which it lies: for a process that moves data itself.
 
         The descriptors are valid until the client unmaps memory; ``memory_changed`` tells when to ask again. The list
-        is empty without a client, and for memory that the client does not share as a file.
+        is empty without a client, and for memory that the client does not share as a file. A RuntimeError if the device
+        has not asked for them by :meth:`keep_files`.
         """
+        if not self.keeps_files:
+            raise RuntimeError("dma.files(): no files of guest memory are kept: call dma.keep_files() in setup()")
         host, going = self._core.host, self.going
         if host is None or not self._core.connected:
             return []
