@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -11,36 +12,80 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire import GuestError
+from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire.virtio import Status
 from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
 from virtio.conftest import KINDS
 from virtio.driver import Driver
 from virtio.echo import Echo
-from virtio.rings import INDIRECT, NEXT, WRITE, PackedQueue, SplitQueue
+from virtio.rings import INDIRECT, NEXT, WRITE, PackedQueue, Queue, SplitQueue
 
 pytestmark = pytest.mark.slow
 
 SIZE = 16
 FAR = 1 << 40
+IN, OUT = 0, 1
+
+
+DEVICES = ("echo", "disk", "disk one by one")
+"""A device that goes through its buffers, a disk that does whole batches at once, and one that does not."""
+
+
+@contextlib.contextmanager
+def driven(device: str, memory: int = 8 << 20) -> Iterator[Driver]:
+    """The driver of one of DEVICES."""
+    if device == "echo":
+        with Driver(Echo, memory=memory) as driver:
+            yield driver
+        return
+    with Driver(VirtioBlk, memory=memory, queues=3, size=64 << 10) as driver:
+        assert isinstance(driver.device, VirtioBlk)
+        if device == "disk one by one":
+            driver.device.fast = None
+        yield driver
+
+
+def add(queue: Queue) -> None:
+    """Make a request available that the device can answer."""
+    if isinstance(queue.driver.device, Echo):
+        queue.add(b"o", b"k", write=[1, 1])
+    else:
+        queue.add(struct.pack("<IIQ", OUT, 0, 1), b"ok" * 256, write=[1])
+        queue.add(struct.pack("<IIQ", IN, 0, 1), write=[512, 1])
+
+
+def works(driver: Driver) -> None:
+    """The device answers a request."""
+    queue = driver.queues[0]
+    add(queue)
+    queue.kick()
+    assert queue.answers() == ([b"ko"] if isinstance(driver.device, Echo) else [b"\0", b"ok" * 256 + b"\0"])
+
+
+@pytest.fixture(params=DEVICES)
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    with driven(request.param) as driver:
+        yield driver
 
 
 @pytest.fixture
-def split() -> Iterator[SplitQueue]:
-    with Driver(Echo) as driver:
-        driver.start(KINDS["split"] | {28}, range(3))
-        queue = driver.queues[0]
-        assert isinstance(queue, SplitQueue)
-        yield queue
+def split(driver: Driver) -> SplitQueue:
+    driver.start(KINDS["split"] | {28}, range(3))
+    queue = driver.queues[0]
+    assert isinstance(queue, SplitQueue)
+    return queue
 
 
 @pytest.fixture
-def packed() -> Iterator[PackedQueue]:
-    with Driver(Echo) as driver:
-        driver.start(KINDS["packed"] | {28}, range(3))
-        queue = driver.queues[0]
-        assert isinstance(queue, PackedQueue)
-        yield queue
+def packed(driver: Driver) -> PackedQueue:
+    driver.start(KINDS["packed"] | {28}, range(3))
+    queue = driver.queues[0]
+    assert isinstance(queue, PackedQueue)
+    return queue
+
+
+echo = pytest.mark.parametrize("driver", ["echo"], indirect=True)
 
 
 def breaks(queue: SplitQueue | PackedQueue, why: str) -> None:
@@ -53,8 +98,7 @@ def breaks(queue: SplitQueue | PackedQueue, why: str) -> None:
     assert driver.guest.interrupts[IrqIndex.MSIX, 0] == 1
     queue.kick()  # nothing is looked at any more
     driver.start(driver.features)
-    driver.queues[0].send(b"ok", write=2)
-    assert driver.queues[0].answers() == [b"ko"]
+    works(driver)
 
 
 def test_a_loop(split: SplitQueue) -> None:
@@ -98,8 +142,9 @@ def test_a_length_beyond_memory(split: SplitQueue) -> None:
     breaks(split, "DMA of 4294967295 bytes")
 
 
-def test_more_bytes_than_a_buffer_may_have() -> None:
-    with Driver(Echo, memory=MOST_BYTES + (1 << 20)) as driver:
+@pytest.mark.parametrize("device", DEVICES)
+def test_more_bytes_than_a_buffer_may_have(device: str) -> None:
+    with driven(device, memory=MOST_BYTES + (1 << 20)) as driver:
         driver.start()
         queue = driver.queues[0]
         assert isinstance(queue, SplitQueue)
@@ -116,6 +161,7 @@ def test_a_part_to_read_after_one_to_write(split: SplitQueue) -> None:
     breaks(split, "to read comes after one to write")
 
 
+@echo
 def test_no_room_for_the_answer(split: SplitQueue) -> None:
     split.add(b"abc", write=2)
     breaks(split, "queue 0: a buffer has 2 bytes to write, 3 needed")
@@ -149,6 +195,7 @@ def test_a_ring_outside_memory(split: SplitQueue) -> None:
     breaks(split, "DMA map of 38 bytes")
 
 
+@echo
 def test_more_buffers_than_the_ring_has_room_for(split: SplitQueue) -> None:
     queue = split.driver.queues[2]
     assert isinstance(queue, SplitQueue)
@@ -182,6 +229,7 @@ def test_a_packed_table_that_goes_on(packed: PackedQueue) -> None:
     breaks(packed, "an indirect table that goes on")
 
 
+@echo
 def test_more_packed_descriptors_than_the_ring_has_room_for(packed: PackedQueue) -> None:
     queue = packed.driver.queues[2]
     assert isinstance(queue, PackedQueue)
@@ -193,16 +241,17 @@ def test_more_packed_descriptors_than_the_ring_has_room_for(packed: PackedQueue)
         queue.kick()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1 << 32), junk=st.integers(1, 400))
-def test_rings_of_junk(kind: str, seed: int, junk: int) -> None:
+def test_rings_of_junk(kind: str, device: str, seed: int, junk: int) -> None:
     """Rings that begin well and are then written all over: nothing but GuestErrors, and a reset mends it."""
     chance = random.Random(seed)
-    with Driver(Echo, memory=1 << 20) as driver:
+    with driven(device, memory=1 << 20) as driver:
         driver.start(KINDS[kind] | {28}, range(3))
         for queue in driver.queues.values():
-            queue.add(b"abc", b"d", write=[2, 9])
+            add(queue)
         spots = [address for queue in driver.queues.values() for address in queue.parts]
         for _ in range(junk):
             at = chance.choice(spots) + chance.randrange(16 * SIZE)
@@ -214,8 +263,7 @@ def test_rings_of_junk(kind: str, seed: int, junk: int) -> None:
                 with contextlib.suppress(GuestError):
                     driver.guest.advance()
         driver.start(KINDS[kind])
-        driver.queues[0].send(b"ok", write=2)
-        assert driver.queues[0].answers() == [b"ko"]
+        works(driver)
 
 
 @settings(max_examples=80, deadline=None)
@@ -239,5 +287,4 @@ def test_any_access_to_the_registers(accesses: list[tuple[int, int, int, bool]])
                 else:
                     driver.guest.read(0, offset, size)
         driver.start()
-        driver.queues[0].send(b"ok", write=2)
-        assert driver.queues[0].answers() == [b"ko"]
+        works(driver)
