@@ -122,3 +122,16 @@ def test_a_disk_of_memory_outlives_the_daemon(instance: Instance) -> None:
             look(other, "1: ABCD")
         finally:
             other.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("go_on", [move, kill])
+def test_no_file_is_made_where_an_image_was(
+    instance: Instance, tmp_path: Path, go_on: Callable[[Instance], None]
+) -> None:
+    image = tmp_path / "disk.img"
+    path = instance.configure("dev", f'device = "virtio-blk"\noptions = {{ image = "{image}", size = "1M" }}')
+    with instance, connect(path) as client:
+        image.unlink()
+        go_on(instance)
+        assert client.read(RegionIndex.CONFIG, 0, 2) == b"\xf4\x1a"
+        assert not image.exists()

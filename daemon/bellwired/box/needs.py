@@ -55,14 +55,15 @@ class Needs:
     """Those of ``files`` without whose content the device is another one."""
     folders: list[Path] = field(default_factory=list)
 
-    def prepare(self) -> None:
+    def prepare(self, *, succeeds: bool = False) -> None:
         """Make the files and folders that the device would make, and remove stale sockets and links.
 
-        Failures are left to the device, which reports them better. A socket with a live server is an OSError.
+        A device that ``succeeds`` another process makes no files: it goes on with those that were open. Failures are
+        left to the device, which reports them better. A socket with a live server is an OSError.
         """
         for path, make in self.files:
             with contextlib.suppress(OSError):
-                if make:
+                if make and not succeeds:
                     with Place(path) as place:
                         os.close(place.open(os.O_RDWR | os.O_CREAT, 0o600))
         for folder in self.folders:

@@ -23,10 +23,13 @@ from bellwired.sources import loaded
 log = logging.getLogger("bellwire")
 
 
-def close(instance: PciDevice, device: str, sockets: list[Path], stack: ExitStack, *, under: int = 0) -> Box:
+def close(
+    instance: PciDevice, device: str, sockets: list[Path], stack: ExitStack, *, under: int = 0, succeeds: bool = False
+) -> Box:
     """Enter the box. At the end of ``stack`` the sockets are removed that this process may not remove any more.
 
-    Those of a process that is ``under`` a parent are the parent's, and are removed if that has been killed.
+    Those of a process that is ``under`` a parent are the parent's, and are removed if that has been killed. It
+    may go on with what a process before it had open (``succeeds``).
 
     Call it before threads are started. What is on the stack already is undone later, in the box's process or beside it.
     """
@@ -38,7 +41,7 @@ def close(instance: PciDevice, device: str, sockets: list[Path], stack: ExitStac
     if sys.stdin.isatty():
         need.calls.add("pty")  # for breakpoint()
     try:
-        need.prepare()
+        need.prepare(succeeds=succeeds)
     except OSError as error:
         raise CommandError(f"{error.filename}: {error.strerror}") from None
     count = privileges.open_memory_count()

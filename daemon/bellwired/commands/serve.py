@@ -263,7 +263,8 @@ def _box(
         return in_a_box.none("--debug" if arguments.debug else "--no-sandbox")
     sockets = [] if arguments.fd is not None else [(arguments.socket_path or default_path(name)).absolute()]
     sockets += [control.path.absolute()] if control is not None else []
-    return in_a_box.close(instance, arguments.device, sockets, last, under=os.getppid() if ward is not None else 0)
+    under, succeeds = (0, False) if ward is None else (os.getppid(), ward.estate is not None)
+    return in_a_box.close(instance, arguments.device, sockets, last, under=under, succeeds=succeeds)
 
 
 def _log_to(arguments: argparse.Namespace, name: str, part: parts.Part | None, *, threaded: bool = True) -> None:

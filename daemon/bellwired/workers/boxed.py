@@ -32,7 +32,7 @@ def enter_box(spawn: Spawn, parent: int, channel: socket.socket) -> None:
     if spawn.moves and (gone := [path for path in need.images if not path.exists()]):
         raise BoxError(f"{gone[0]} is there no more: give it its old name again, so that another worker finds it")
     if not spawn.trial:  # which opens nothing
-        need.prepare()
+        need.prepare(succeeds=spawn.succeeds)
     count = privileges.open_memory_count()
     box = enter.enter(need, spawn.box, parent)
     fds = [fd for fd in (count, box.listener) if fd >= 0]
