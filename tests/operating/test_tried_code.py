@@ -13,7 +13,6 @@ from operating.conftest import Run
 from operating.edited import edit, plugin
 from operating.instance import EDITION, PLAIN, Instance, connect, read, write
 from operating.varlink import Refused
-from vfio_user import RegionIndex
 
 pytestmark = pytest.mark.daemon
 
@@ -139,19 +138,3 @@ def test_newer_code_has_the_options_of_its_file_and_status_says_so(daemon: Insta
         finally:
             mend()
         daemon.reload()
-
-
-@pytest.mark.parametrize("size", ["", "options.size = '1M'"])
-def test_a_disk_whose_image_has_another_name_is_not_moved(daemon: Instance, tmp_path: Path, size: str) -> None:
-    (image := tmp_path / "disk.img").write_bytes(bytes(1 << 20))
-    name = daemon.add(f'device = "virtio-blk"\noptions.image = "{image}"\n{size}')
-    pid = daemon.pid(name)
-    with connect(daemon.socket(name)) as client:
-        image.rename(tmp_path / "other.img")
-        with pytest.raises(Refused, match="is there no more"):
-            daemon.call("Move", name=name)
-        assert (client.read(RegionIndex.CONFIG, 0, 2), daemon.pid(name)) == (b"\xf4\x1a", pid)
-        assert not image.exists()
-        (tmp_path / "other.img").rename(image)
-        daemon.call("Move", name=name)
-        assert client.read(RegionIndex.CONFIG, 0, 2) == b"\xf4\x1a"

@@ -51,8 +51,6 @@ class Needs:
     """Sockets and links that it makes. It may not remove them: whatever watches over it does."""
     files: list[tuple[Path, bool]] = field(default_factory=list)
     """Images and files, each with whether it is made if it does not exist."""
-    images: list[Path] = field(default_factory=list)
-    """Those of ``files`` without whose content the device is another one."""
     folders: list[Path] = field(default_factory=list)
 
     def prepare(self, *, succeeds: bool = False) -> None:
@@ -153,7 +151,6 @@ def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Ite
 def _disks(needs: Needs, paths: Iterable[Path], options: Mapping[str, Any]) -> None:
     needs.calls |= {"aio", "block"} if options["direct"] else {"block"}
     for path in paths:
-        needs.images.append(path)
         needs.files.append((path, bool(options["size"]) and not options["readonly"]))
         needs.rules.append((path, READ if options["readonly"] else WRITE))
 

@@ -14,14 +14,10 @@ from bellwired.workers import hand_over, wire
 from bellwired.workers.spawner import Spawner
 
 
-async def try_out(unit: Unit, spawner: Spawner, device: Device, folder: Path, *, moves: bool = False) -> None:
-    """Make the device from its files as they are now. A CommandError says what is wrong with them.
-
-    If it ``moves``, its images must be there, too: a new one would be empty.
-    """
+async def try_out(unit: Unit, spawner: Spawner, device: Device, folder: Path) -> None:
+    """Make the device from its files as they are now. A CommandError says what is wrong with them."""
     try:
         order = unit.order(device, folder, trial=True)
-        order.moves = moves
         await trial.attempt(spawner, order, unit.daemon.start_timeout)
     except CommandError as error:
         if (device, folder) != (unit.settings, unit.folder):
@@ -67,7 +63,7 @@ async def move(unit: Unit, spawner: Spawner) -> None:
     device cannot be made anew of its files and options, or if files that have changed cannot go on.
     """
     if unit.state is State.RUNNING:
-        await try_out(unit, spawner, unit.settings, unit.folder, moves=True)
+        await try_out(unit, spawner, unit.settings, unit.folder)
         if unit.edited() and unit.client is not None and await exchange(unit):
             return
     await unit.move()

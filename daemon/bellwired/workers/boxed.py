@@ -19,18 +19,13 @@ class BoxError(BellwireError):
 
 
 def enter_box(spawn: Spawn, parent: int, channel: socket.socket) -> None:
-    """Enter the box, and send the manager what it needs of it. Code of a plugin runs only after this.
-
-    A BoxError if the device is to move, and an image is gone.
-    """
+    """Enter the box, and send the manager what it needs of it. Code of a plugin runs only after this."""
     if not spawn.box.on:
         return
     plugins = [Path(folder) for folder in spawn.plugins]
     kind = None if is_path(spawn.device) else bundled().get(spawn.device)
     need = enter.needs_of(kind, files_for(spawn.device, plugins), spawn.options, spawn.box)
     need.rules += [(folder, landlock.NAMES) for folder in plugins]  # to say what there is, if there is no such device
-    if spawn.moves and (gone := [path for path in need.images if not path.exists()]):
-        raise BoxError(f"{gone[0]} is there no more: give it its old name again, so that another worker finds it")
     if not spawn.trial:  # which opens nothing
         need.prepare(succeeds=spawn.succeeds)
     count = privileges.open_memory_count()

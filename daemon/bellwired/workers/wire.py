@@ -54,9 +54,7 @@ class Spawn(Struct, tag=True):
     succeeds: bool = False
     """It takes over the client of a worker that has died. An :class:`Inherit` comes on the control socket."""
     as_left: bool = False
-    """Newer code has not got further than its start, or has died: it has the code that is in what it inherits."""
-    moves: bool = False
-    """This is a trial of what is to take over from a worker that runs."""
+    """Several before it have not got further than their start: it has the code that is in what it inherits."""
 
 
 class Spawned(Struct, tag=True):

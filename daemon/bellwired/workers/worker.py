@@ -84,8 +84,6 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
     try:
         os.chdir(spawn.folder)  # relative paths start there
         enter_box(spawn, parent, channel)
-    except BoxError as error:
-        return _failed(channel, error)
     except OSError as error:
         return _failed(channel, BoxError(f"it cannot be run in its box: {error}"))
     try:
