@@ -18,6 +18,7 @@ from bellwire.vhost.backend import Listener, Ring
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.vhost.memory import Piece
 from bellwire.vhost.node import NONE, Ioctl, Node
+from vfio_user.eventfds import SIZE, take
 
 NET = Path("/dev/vhost-net")
 VSOCK = Path("/dev/vhost-vsock")
@@ -154,8 +155,7 @@ class KernelBackend:
 
     def _ring_failed(self) -> None:
         """The kernel has found a ring or a descriptor that is wrong."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._error)
+        take(self._error, bytearray(SIZE))
         if self._listener is not None:
             self._listener.failed("the kernel reports an error in a ring")
 

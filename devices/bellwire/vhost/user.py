@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from bellwire.vhost.messages import (
     pack_table,
     unpack_config,
 )
+from vfio_user.eventfds import SIZE, take
 
 PROTOCOL_FEATURES = 1 << 30  # VHOST_USER_F_PROTOCOL_FEATURES
 _WANTED = (
@@ -328,7 +328,6 @@ class VhostUser:
 
     def _ring_failed(self) -> None:
         """The back end has signalled the error descriptor of a ring."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._error)
+        take(self._error, bytearray(SIZE))
         if self._listener is not None:
             self._listener.failed("the back end reports an error in a ring")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from vfio_user.eventfds import SIZE, signal, take
+
 if TYPE_CHECKING:
     from bellwire.virtio.device import VirtioDevice
     from bellwire.virtio.virtqueue import Virtqueue
@@ -23,6 +25,8 @@ class Handover:
     The *call* is the eventfd by which the client interrupts the guest, as long as a signal may go there. While the
     vector is masked, or the driver uses INTx, it is an eventfd of this object's own: each signal in it goes the usual
     way, by :meth:`VirtioDevice.interrupt`, so that it stays pending if it must.
+
+    The other side has these eventfds too. It may fill them, and set them to blocking: nothing here waits for them.
     """
 
     def __init__(self, queue: Virtqueue, kick: Take, call: Take) -> None:
@@ -30,6 +34,7 @@ class Handover:
         self._queue = queue
         self._kick = kick
         self._call = call
+        self._counter = bytearray(SIZE)
         self._own = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._bell: int | None = None
         self._given: int | None = None
@@ -64,7 +69,8 @@ class Handover:
     def ring(self) -> None:
         """Pass a ring on."""
         if self._bell is not None:
-            os.eventfd_write(self._bell, 1)
+            os.set_blocking(self._bell, False)
+            signal(self._bell)
 
     def close(self) -> None:
         """Take the doorbell back. The other side has been stopped. What it has signalled before still goes out."""
@@ -88,9 +94,5 @@ class Handover:
 
     def _called(self) -> None:
         """The other side has signalled the own eventfd: interrupt the driver."""
-        if self._device.bus_master:
-            try:
-                os.eventfd_read(self._own)
-            except BlockingIOError:
-                return
+        if self._device.bus_master and take(self._own, self._counter):
             self._device.interrupt(self._queue.vector)
