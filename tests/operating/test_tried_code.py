@@ -13,6 +13,7 @@ from operating.conftest import Run
 from operating.edited import edit, plugin
 from operating.instance import EDITION, PLAIN, Instance, connect, read, write
 from operating.varlink import Refused
+from vfio_user import RegionIndex
 
 pytestmark = pytest.mark.daemon
 
@@ -138,3 +139,13 @@ def test_newer_code_has_the_options_of_its_file_and_status_says_so(daemon: Insta
         finally:
             mend()
         daemon.reload()
+
+
+def test_a_serial_port_whose_log_was_renamed_begins_another_one(daemon: Instance, tmp_path: Path) -> None:
+    log = tmp_path / "line.log"
+    name = daemon.add(f'device = "serial"\noptions.backend = "file:{log}"')
+    with connect(daemon.socket(name)) as client:
+        log.rename(tmp_path / "line.log.1")
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        assert client.read(RegionIndex.CONFIG, 0, 2)
+        assert log.exists()

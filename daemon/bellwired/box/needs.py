@@ -51,17 +51,19 @@ class Needs:
     """Sockets and links that it makes. It may not remove them: whatever watches over it does."""
     files: list[tuple[Path, bool]] = field(default_factory=list)
     """Images and files, each with whether it is made if it does not exist."""
+    images: list[Path] = field(default_factory=list)
+    """Those of ``files`` that a successor has open already."""
     folders: list[Path] = field(default_factory=list)
 
     def prepare(self, *, succeeds: bool = False) -> None:
         """Make the files and folders that the device would make, and remove stale sockets and links.
 
-        A device that ``succeeds`` another process makes no files: it goes on with those that were open. Failures are
+        A device that ``succeeds`` another process makes no images: it goes on with those that were open. Failures are
         left to the device, which reports them better. A socket with a live server is an OSError.
         """
         for path, make in self.files:
             with contextlib.suppress(OSError):
-                if make and not succeeds:
+                if make and not (succeeds and path in self.images):
                     with Place(path) as place:
                         os.close(place.open(os.O_RDWR | os.O_CREAT, 0o600))
         for folder in self.folders:
@@ -151,6 +153,7 @@ def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Ite
 def _disks(needs: Needs, paths: Iterable[Path], options: Mapping[str, Any]) -> None:
     needs.calls |= {"aio", "block"} if options["direct"] else {"block"}
     for path in paths:
+        needs.images.append(path)
         needs.files.append((path, bool(options["size"]) and not options["readonly"]))
         needs.rules.append((path, READ if options["readonly"] else WRITE))
 
