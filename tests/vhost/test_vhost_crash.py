@@ -227,3 +227,26 @@ def test_the_base_of_a_packed_ring_has_both_positions_and_wrap_counters(base: in
         assert (queue.used, queue.used_wrap) == (base >> 16 & 0x7FFF, base >> 31)
         with pytest.raises(BackendLost, match="beyond a ring of 16"):
             set_base(queue, 16, packed=True)
+
+
+def test_a_successor_without_a_back_end_tells_the_driver_what_the_last_one_had(
+    start: Start, attach: Attach, place: Path
+) -> None:
+    program = start(holds=True, features=USUAL | 1 << 5, config=bytes(range(60)))
+    driver = attach(type="blk")
+    driver.start({5})
+    send(driver, b"ab", b"cd")
+    until(driver, lambda: len(program.rings[0].held) == 2)
+    left = remains(driver.guest)
+    driver.close()
+    program.crash()
+    with succeed(left, Vhost, backend=f"unix:{place}", type="blk") as guest:
+        assert guest.read(0, 0x2000, 4) == 0x03020100
+        start(config=bytes(range(60)))
+        queue, deadline = driver.queues[0], time.monotonic() + PATIENCE
+        while guest.memory[queue.ring + 2] != 2:  # type: ignore[attr-defined]
+            assert time.monotonic() < deadline
+            guest.poll(0.01)
+            guest.advance(0.1)
+        assert b"ba" in bytes(guest.memory)
+        assert not guest.found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,3 +99,20 @@ def test_a_back_end_that_hangs_at_a_reset_is_given_up_before_the_process_counts_
         assert status(client) == 0
         assert running.pid == before
     assert "does not answer GET_VRING_BASE in time" in running.said()
+
+
+def test_a_process_that_dies_while_no_back_end_is_there_is_followed_by_one_that_waits_for_it(
+    start: Start, run: Callable[[], Running], memfd: Callable[[int], int]
+) -> None:
+    program = start()
+    running = run()
+    with driven(running, memfd(MEMORY)) as client:
+        program.crash()
+        for _ in range(2):
+            os.kill(running.pid, signal.SIGKILL)
+            assert status(client) == 15
+        program = start()
+        deadline = time.monotonic() + PATIENCE
+        while "SET_VRING_ENABLE" not in program.said:
+            assert time.monotonic() < deadline
+            assert status(client) == 15

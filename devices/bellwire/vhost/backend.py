@@ -137,6 +137,11 @@ class Backend(Protocol):
         """Drop that as well."""
 
 
+Open = Callable[[Backend | None], Backend]
+"""Connects to the back end, and negotiates. It gets the one before, if that has gone. Raises BackendError. It may run
+on another thread, so it must not touch the device."""
+
+
 def check(backend: Backend, device: VirtioDevice, needs: int, used: int) -> None:
     """Raise a BackendError if ``backend`` lacks queues, or features of those ``used`` that the driver has accepted."""
     if not backend.features >> Feature.VERSION_1 & 1:

@@ -24,6 +24,8 @@ RECORD = "vhost in flight"
 """The name of the file in which the back end writes down what is in flight."""
 CONNECTION, CHANNEL = "vhost connection", "vhost channel"
 """The names of the sockets to the back end: of the front end's requests, and of the back end's."""
+BACKEND = "vhost back end"
+"""The name under which the driver's view of the back end is kept: its features and configuration."""
 Adopt = Callable[[socket.socket, Mapping[str, Any]], Backend]
 """Goes on with a connection, by its note. Raises BackendError."""
 
@@ -35,6 +37,8 @@ class Bequest:
         self._device = device
         self._adopt = adopt
         self._note: Mapping[str, Any] = {}
+        self._described: Mapping[str, Any] | None = None
+        self._record: tuple[int, Mapping[str, Any]] | None = None
         self.kept = False
         """Whether the ledger has the connection."""
         self.runs = False
@@ -63,6 +67,16 @@ class Bequest:
             self._note = {"rings": rings, "begun": begun}
             self._tell(backend, steady=True)
 
+    def describe(self, features: int, config: bytes | None) -> None:
+        """What the driver knows of the back end: a successor that finds none goes on with that."""
+        found = {"features": features, "config": None if config is None else config.hex()}
+        described = found if self._device.connected else None
+        if described not in (None, self._described):
+            fd = os.eventfd(0, os.EFD_CLOEXEC)  # the ledger keeps notes beside descriptors
+            self._device.keep_file(BACKEND, fd, found)
+            os.close(fd)
+        self._described = described
+
     @contextlib.contextmanager
     def changed(self, backend: Backend) -> Iterator[None]:
         """What the back end has of guest memory changes in the block."""
@@ -86,6 +100,31 @@ class Bequest:
 
     # -- in a successor
 
+    def described(self) -> tuple[int, bytes | None] | None:
+        """The features and the configuration of the last back end; None if there is no process or client before."""
+        kept = self._device.kept_file(BACKEND)
+        if kept is None:
+            return None
+        os.close(kept[0])
+        config = kept[1]["config"]
+        return kept[1]["features"], None if config is None else bytes.fromhex(config)
+
+    def take_record(self) -> None:
+        """Take the record of the process before: the back end gets it, now or when there is one."""
+        self._record = self._device.kept_file(RECORD)
+
+    def pass_on(self, backend: Backend) -> None:
+        """Give the record to the back end. Raises BackendError if it can be none."""
+        record, self._record = self._record, None
+        if record is not None:
+            backend.inherit(*record)
+
+    def close(self) -> None:
+        """Close a record that no back end has got."""
+        if self._record is not None:
+            os.close(self._record[0])
+            self._record = None
+
     def adopted(self) -> Backend | None:
         """The back end of a process that has died, if its connection is in order."""
         kept, channel = (self._device.kept_file(name) for name in (CONNECTION, CHANNEL))
@@ -107,8 +146,7 @@ class Bequest:
 
     def inherited(self, backend: Backend) -> list[Piece]:
         """What the back end has of guest memory. It gets the record."""
-        if (record := self._device.kept_file(RECORD)) is not None:
-            backend.inherit(*record)
+        self.pass_on(backend)
         self.kept = True  # if it is not this back end's, a new one is kept, or dropped, in its place
         if not self.runs:
             return []

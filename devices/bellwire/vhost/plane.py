@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, StateError
-from bellwire.vhost.backend import Backend, Listener, Ring, check
+from bellwire.vhost.backend import Backend, Listener, Open, check
 from bellwire.vhost.bequest import Adopt, Bequest
 from bellwire.vhost.errors import BackendError, BackendLost
-from bellwire.vhost.memory import Piece, inside, overlap, pieces
-from bellwire.vhost.resume import base_of, resume, set_base
+from bellwire.vhost.memory import Piece, overlap, pieces
+from bellwire.vhost.resume import lie_in, resume, ring_of, set_base
 from bellwire.virtio import Feature, Virtqueue
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ RETRY = 0.1
 """Seconds between two tries to find a back end that has gone."""
 OURS = 1 << Feature.ACCESS_PLATFORM
 """Features that the back end never hears of: its memory table has the addresses that the driver uses."""
-
-Open = Callable[[Backend | None], Backend]
-"""Connects to the back end, and negotiates. It gets the one before, if that has gone. Raises BackendError. It may run
-on another thread, so it must not touch the device."""
 
 
 class Plane:
@@ -89,8 +85,16 @@ class Plane:
     # -- called by the device
 
     def open(self) -> None:
-        """Connect. Raises BackendError if there is no back end, or if it cannot be used."""
-        self._take(self._bequest.adopted() or self._open(None))
+        """Connect. Raises BackendError if no back end can be used. A successor begins without one, and looks on."""
+        known = self._bequest.described()
+        try:
+            self._take(self._bequest.adopted() or self._open(None))
+        except BackendError as error:
+            if known is None:
+                raise
+            self.features, self.config = known
+            self._device.warn("%s; waiting for a back end", error)
+            self._look_again()
 
     def started(self, *, sure: bool = True) -> None:
         """The driver is ready. ``sure`` is false for a restored device if its positions may be old."""
@@ -100,6 +104,7 @@ class Plane:
 
     def inherit(self) -> None:
         """Another process had the rings, and has died: what it knew of its back end is known here."""
+        self._bequest.take_record()
         self._talk(lambda backend: self._shared.extend(self._bequest.inherited(backend)))
 
     def failed(self) -> None:
@@ -116,6 +121,7 @@ class Plane:
 
     def settle(self) -> None:
         """Something has changed on which the rings depend: start or stop them, or tell of other memory."""
+        self._bequest.describe(self.features, self.config)
         if self.backend is not None and (self.running or self._shared or self._device.running):
             self._talk(self._settle)
 
@@ -162,6 +168,7 @@ class Plane:
             if each is not None and not isinstance(each, BackendError):
                 each.close()
                 each.forget()
+        self._bequest.close()
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver has written to the configuration."""
@@ -169,6 +176,7 @@ class Plane:
         def write(backend: Backend) -> None:
             backend.set_config(offset, data)
             self.config = backend.config(self._size)
+            self._bequest.describe(self.features, self.config)
 
         self._talk(write)
 
@@ -178,7 +186,7 @@ class Plane:
         device = self._device
         table = pieces(device.dma.files(), mapped=backend.needs_addresses) if device.connected else []
         wanted = device.running and device.connected and device.bus_master
-        wanted = wanted and self.allowed and self._lies_in(table)
+        wanted = wanted and self.allowed and lie_in(table, self.queues, packed=self._packed)
         if self._bequest.due:
             self._recall(backend, wanted=wanted)
         gone, come = set(self._shared) - set(table), set(table) - set(self._shared)
@@ -191,11 +199,6 @@ class Plane:
         elif gone:
             self._share(backend, [each for each in table if each in self._shared])
 
-    def _lies_in(self, table: Sequence[Piece]) -> bool:
-        """Whether the driver has enabled rings, and all their parts lie in shared memory."""
-        rings = [self._ring(queue) for queue in self.queues if queue.enabled]
-        return bool(rings) and all(inside(table, *part) for ring in rings for part in ring.parts(packed=self._packed))
-
     def _start(self, backend: Backend) -> None:
         queues = [queue for queue in self.queues if queue.enabled]
         resumed = queues if self._lost_place else []
@@ -205,7 +208,7 @@ class Plane:
         backend.accept(self._device.accepted & ~OURS)
         backend.track(len(self.queues), max(queue.size for queue in queues), fresh=self._fresh)
         for queue in queues:
-            backend.start(self._ring(queue))
+            backend.start(ring_of(queue, packed=self._packed))
         self._fresh, self._lost_place, self.running = False, True, True
         rings = [queue.index for queue in queues]
         self._bequest.keep(backend, rings)
@@ -266,10 +269,6 @@ class Plane:
 
         return give
 
-    def _ring(self, queue: Virtqueue) -> Ring:
-        base = base_of(queue, packed=self._packed)
-        return Ring(queue.index, queue.size, queue.desc, queue.driver, queue.device_area, base)
-
     @property
     def _packed(self) -> bool:
         return Feature.RING_PACKED in self._device.negotiated
@@ -319,6 +318,7 @@ class Plane:
         try:
             check(backend, self._device, self._needs, self.features & ~OURS)
             self.config = backend.config(self._size)
+            self._bequest.pass_on(backend)
         except BackendError:
             backend.hang_up()
             raise
@@ -394,6 +394,7 @@ class Plane:
         def look(backend: Backend) -> None:
             before, self.config = self.config, backend.config(self._size)
             if self.config != before:
+                self._bequest.describe(self.features, self.config)
                 self._device.configuration_changed()
 
         self._talk(look)

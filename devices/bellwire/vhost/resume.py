@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from bellwire.model.dma import Dma
+from bellwire.vhost.backend import Ring
 from bellwire.vhost.errors import BackendError, BackendLost
+from bellwire.vhost.memory import Piece, inside
 from bellwire.virtio import Virtqueue
 
 _WORD = struct.Struct("<H")
@@ -18,6 +21,18 @@ def base_of(queue: Virtqueue, *, packed: bool) -> int:
     if not packed:
         return queue.next
     return queue.next | queue.next_wrap << 15 | queue.used << 16 | queue.used_wrap << 31
+
+
+def ring_of(queue: Virtqueue, *, packed: bool) -> Ring:
+    """The ring as a back end gets it."""
+    base = base_of(queue, packed=packed)
+    return Ring(queue.index, queue.size, queue.desc, queue.driver, queue.device_area, base)
+
+
+def lie_in(table: Sequence[Piece], queues: Sequence[Virtqueue], *, packed: bool) -> bool:
+    """Whether the driver has enabled rings, and all their parts lie in the shared memory of ``table``."""
+    rings = [ring_of(queue, packed=packed) for queue in queues if queue.enabled]
+    return bool(rings) and all(inside(table, *part) for ring in rings for part in ring.parts(packed=packed))
 
 
 def set_base(queue: Virtqueue, base: int, *, packed: bool) -> None:
