@@ -168,8 +168,11 @@ def test_a_disk_has_as_many_queues_as_the_device(start: Start, attach: Attach) -
     assert attach(type="blk", queues=3).config(34, 2) == 3
 
 
-def test_a_folder_has_its_tag_and_a_card_its_address(start: Start, attach: Attach) -> None:
-    start(protocol=EVERYTHING & ~ProtocolFeature.CONFIG)
+@pytest.mark.parametrize("protocol", [EVERYTHING, EVERYTHING & ~ProtocolFeature.CONFIG])
+def test_a_folder_has_its_tag_and_a_card_its_address_whatever_the_back_end_says(
+    start: Start, attach: Attach, protocol: ProtocolFeature
+) -> None:
+    start(protocol=protocol, config=bytes(60))
     folder = attach(type="fs", tag="host", queues=3)
     assert folder.config(0, 4) == int.from_bytes(b"host", "little")
     assert folder.config(36, 4) == 2
@@ -178,6 +181,8 @@ def test_a_folder_has_its_tag_and_a_card_its_address(start: Start, attach: Attac
     assert card.config(0, 4) == 0x12005452
     assert (card.config(6, 2), card.config(10, 2)) == (1, 1400)
     assert {3, 5, 16} <= card.offered()
+    card.close()
+    assert 5 not in attach(type="net").offered(), "the back end has an address, but cannot tell it"
 
 
 # -- wires
@@ -280,6 +285,31 @@ def test_a_back_end_that_lacks_something_is_refused(
     start(**options)
     with pytest.raises(BackendError, match=why):
         attach(type="42", queues=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"protocol": EVERYTHING & ~ProtocolFeature.CONFIG},
+        {"protocol": EVERYTHING & ~ProtocolFeature.BACKEND_REQ},
+        {"features": VERSION_1},
+        {"config": b""},
+    ],
+)
+def test_a_back_end_that_does_not_tell_how_large_its_disk_is_is_refused(
+    start: Start, attach: Attach, options: dict[str, Any]
+) -> None:
+    start(**options)
+    with pytest.raises(BackendError, match="no configuration, of which blk has 60 bytes"):
+        attach(type="blk")
+
+
+def test_a_console_and_types_without_a_name_can_do_without_a_configuration(start: Start, attach: Attach) -> None:
+    start(features=VERSION_1)
+    for name in ("console", "42", "rng"):
+        driver = attach(type=name)
+        assert driver.config(0, 4) == 0
+        driver.close()
 
 
 @pytest.mark.parametrize(

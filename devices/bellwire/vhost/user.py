@@ -261,7 +261,7 @@ class VhostUser:
 
     def config(self, size: int) -> bytes | None:
         """GET_CONFIG. Some back ends answer nothing but their own size or less: they are asked for less and less."""
-        if ProtocolFeature.CONFIG not in self._protocol:
+        if ProtocolFeature.CONFIG not in self._protocol or not size:
             return None
         with self._wire.limited():
             for most in (size, *range(min(size, LARGEST_CONFIG // 2) - 4, 0, -4)):

@@ -17,6 +17,7 @@ from bellwire.network.features import OFFLOADS, Net, taken_over
 from bellwire.network.interface import Settings
 from bellwire.vhost.backend import Backend
 from bellwire.vhost.device import VhostDevice
+from bellwire.vhost.errors import BackendError
 from bellwire.vhost.kernel import LEAST_CID, MOST_CID, VhostNet, VhostVsock
 from bellwire.vhost.plane import Plane
 from bellwire.vhost.user import VhostUser
@@ -37,6 +38,8 @@ EXPECTED = "unix:PATH (the socket of a vhost-user back end), vhost-net:TAP or vh
 
 NET_ABSENT = sum(1 << bit for bit in (2, 17, 18, 19, 20, 21, 22, 23))
 """What needs a control queue (§5.1.3): CTRL_GUEST_OFFLOADS, CTRL_VQ to GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR."""
+NET_OURS = 1 << Net.MAC | 1 << Net.MTU | 1 << 63
+"""What says that fields of the configuration count, which is the front end's: MAC, MTU, SPEED_DUPLEX."""
 LINK_UP = 1
 BLK_NUM_QUEUES = 34  # offset of num_queues (§5.2.4)
 
@@ -92,7 +95,8 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
 
     kind: DeviceType
     plane: Plane
-    own_config: bytes
+    own_config: bytes | None
+    """The configuration, if it is not the back end's."""
     tap: TapLink | None = None
     """The tap whose packets the kernel moves."""
 
@@ -105,9 +109,9 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         handed = [queue for queue in self.virtqueues if queue.index not in self.kind.own]
-        needs, size = self.needs(len(handed)), self.kind.config
-        self.plane = Plane(self, self.connect, handed, needs=needs, size=size, guess=self.guess, adopt=VhostUser)
         self.own_config = self.make_config()
+        needs, size = self.needs(len(handed)), self.kind.config if self.own_config is None else 0
+        self.plane = Plane(self, self.connect, handed, needs=needs, size=size, guess=self.guess, adopt=VhostUser)
 
     @property
     def queue_count(self) -> int:
@@ -144,20 +148,29 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
         if kind == VHOST_VSOCK:
             return VhostVsock(int(place))
         assert before is None or isinstance(before, VhostUser)
-        return VhostUser.to(Path(place), before)
+        found = VhostUser.to(Path(place), before)
+        size = 0 if self.own_config is not None or self.kind.blank else self.kind.config
+        if size and not found.config(size):
+            found.hang_up()
+            found.forget()
+            raise BackendError(
+                f"the back end has no configuration, of which {self.type} has {size} bytes: it must offer "
+                "VHOST_USER_PROTOCOL_F_CONFIG and VHOST_USER_PROTOCOL_F_BACKEND_REQ"
+            )
+        return found
 
     def needs(self, rings: int) -> int:
         """The number of queues in the back end's own count: for a card, some count pairs."""
         return rings // 2 if self.is_net else rings
 
-    def make_config(self) -> bytes:
-        """The configuration, for a back end that leaves it to the front end."""
+    def make_config(self) -> bytes | None:
+        """The configuration of a type for which the front end has it; None for others."""
         if self.kind.id == 26:
             tag = self.tag.encode(errors="surrogateescape")
             return struct.pack("<36sI", tag, len(self.virtqueues) - 1)
         if self.is_net:
             return struct.pack("<6sHHH", parse_mac(self.mac) or bytes(6), LINK_UP, 1, self.mtu)
-        return b""
+        return None
 
     def close(self) -> None:
         """Let go of the back end, and close the tap."""
@@ -173,14 +186,14 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
         if self.is_net:
             if self.tap is not None:
                 offered |= sum(1 << bit for bit in OFFLOADS)
-            offered = offered & ~NET_ABSENT | 1 << Net.STATUS
+            offered = offered & ~(NET_ABSENT | NET_OURS) | 1 << Net.STATUS
             offered |= (bool(self.mac) << Net.MAC) | (bool(self.mtu) << Net.MTU)
         return {bit for bit in range(64) if offered >> bit & 1}
 
     @configuration.read
     def read_configuration(self, offset: int, size: int) -> int:
         """A field of the configuration. What lies behind it reads as zero."""
-        config = self.own_config if self.plane.config is None else self.plane.config
+        config = self.plane.config or b"" if self.own_config is None else self.own_config
         if self.kind.id == 2 and len(config) >= BLK_NUM_QUEUES + 2:
             count = len(self.virtqueues).to_bytes(2, "little")
             config = config[:BLK_NUM_QUEUES] + count + config[BLK_NUM_QUEUES + 2 :]

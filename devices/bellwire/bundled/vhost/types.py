@@ -11,7 +11,8 @@ ANY_CONFIG = 256
 class DeviceType(NamedTuple):
     """A type: its id, its PCI class, the queues that it has by default, and the size of its configuration in bytes.
 
-    ``own`` are queues that the back end does not get: nothing ever comes in them.
+    ``own`` are queues that the back end does not get: nothing ever comes in them. ``blank``: a driver can do with a
+    configuration of zeros, so a back end need not have any.
     """
 
     id: int
@@ -19,14 +20,15 @@ class DeviceType(NamedTuple):
     queues: int = 1
     config: int = ANY_CONFIG
     own: frozenset[int] = frozenset()
+    blank: bool = False
 
 
 TYPES = {
     "net": DeviceType(1, 0x020000, 2, 12),
     "blk": DeviceType(2, 0x010000, 1, 60),
-    "console": DeviceType(3, 0x078000, 2, 12),
+    "console": DeviceType(3, 0x078000, 2, 12, blank=True),
     "rng": DeviceType(4, queues=1, config=0),
-    "scsi": DeviceType(8, 0x010000, 3, 36),
+    "scsi": DeviceType(8, 0x010000, 3, 36, blank=True),
     "gpu": DeviceType(16, 0x038000, 2, 16),
     "input": DeviceType(18, 0x090000, 2, 136),
     "vsock": DeviceType(19, 0x028000, 3, 8, frozenset({2})),
@@ -48,7 +50,7 @@ def device_type(text: str) -> DeviceType | None:
         return TYPES[text]
     if text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_ID:
         number = int(text)
-        return next((each for each in TYPES.values() if each.id == number), DeviceType(number))
+        return next((each for each in TYPES.values() if each.id == number), DeviceType(number, blank=True))
     return None
 
 
