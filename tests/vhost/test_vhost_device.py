@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -272,6 +275,16 @@ def test_without_a_back_end_there_is_no_device(attach: Attach) -> None:
         attach()
 
 
+def test_a_back_end_that_accepts_nobody_is_told_from_one_that_is_not_there(attach: Attach, place: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(os.fspath(place))
+        listener.listen(0)
+        stack.enter_context(socket.socket(socket.AF_UNIX)).connect(os.fspath(place))
+        with pytest.raises(BackendError, match="/sock does not accept connections"):
+            attach()
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -322,6 +335,11 @@ def test_a_console_and_types_without_a_name_can_do_without_a_configuration(start
         ({"backend": "unix:x", "type": "64"}, "1 to 63"),
         ({"backend": "unix:x", "type": "fs", "tag": "x" * 37}, "1 to 36 bytes"),
         ({"backend": "unix:x", "type": "net", "queues": 3}, "a card has 2"),
+        ({"backend": "unix:x", "type": "fs", "queues": 1}, "fs has 2 or more"),
+        ({"backend": "unix:x", "type": "vsock", "queues": 2}, "vsock has 3"),
+        ({"backend": "unix:x", "type": "rng", "tag": "x"}, "only type=fs has one"),
+        ({"backend": "unix:x", "type": "fs", "mac": "52:54:00:12:34:56"}, "only type=net has one"),
+        ({"backend": "unix:x", "type": "42", "mtu": 900}, "only type=net has one"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -90,6 +91,8 @@ class VhostUser:
             connect(sock, path)
         except OSError as error:
             sock.close()
+            if error.errno == errno.EAGAIN:  # others wait to be accepted (unix(7))
+                raise BackendLost(f"the back end at {path} does not accept connections") from None
             raise BackendLost(f"no back end at {path}: {error.strerror or error}") from None
         backend = cls(sock)
         if before is not None and ProtocolFeature.INFLIGHT_SHMFD in backend._protocol:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import Option, OptionError
-from bellwire.bundled.vhost.types import ANY_CONFIG, DeviceType, device_type, type_fault
+from bellwire.bundled.vhost.types import ANY_CONFIG, TYPES, DeviceType, device_type, type_fault
 from bellwire.model.capabilities import Identity
 from bellwire.network import TapLink
 from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault
@@ -40,6 +40,8 @@ NET_ABSENT = sum(1 << bit for bit in (2, 17, 18, 19, 20, 21, 22, 23))
 """What needs a control queue (§5.1.3): CTRL_GUEST_OFFLOADS, CTRL_VQ to GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR."""
 NET_OURS = 1 << Net.MAC | 1 << Net.MTU | 1 << 63
 """What says that fields of the configuration count, which is the front end's: MAC, MTU, SPEED_DUPLEX."""
+OF_TYPE = {"tag": "fs", "mac": "net", "mtu": "net"}
+"""Options of one device type."""
 LINK_UP = 1
 BLK_NUM_QUEUES = 34  # offset of num_queues (§5.2.4)
 
@@ -119,7 +121,7 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
         return self.queues or self.kind.queues
 
     def check_options(self) -> None:
-        """Refuse a device without a back end, and a card with half a pair of queues."""
+        """Refuse a device without a back end, options of other types, and numbers of queues that a type cannot have."""
         if not self.backend:
             raise OptionError(f"vhost needs backend=: {EXPECTED}")
         name, _, _ = self.backend.partition(":")
@@ -127,6 +129,13 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
             raise OptionError(f"option type={self.type}: the back end {name} is of type {IMPLIED[name]}")
         if self.is_net and self.queue_count != 2:
             raise OptionError(f"option queues={self.queues}: a card has 2, one to receive and one to send")
+        if self.kind is TYPES["vsock"] and self.queue_count != 3:
+            raise OptionError(f"option queues={self.queues}: vsock has 3, to receive, to send, and for events")
+        if self.kind is TYPES["fs"] and self.queue_count < 2:
+            raise OptionError(f"option queues={self.queues}: fs has 2 or more, the first for requests of high priority")
+        for option, name in OF_TYPE.items():
+            if self.kind is not TYPES[name] and getattr(self, option) != getattr(Vhost, option).default:
+                raise OptionError(f"option {option}={getattr(self, option)}: only type={name} has one")
 
     @property
     def is_net(self) -> bool:
