@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 from bellwire.model.jobs import Done, Job
-from vfio_user import DmaFault, DmaFlags, DmaMap, DmaTable, DmaUnmap, IrqIndex, Segment, SharedMap, VfioUserError
+from vfio_user import (
+    DmaFault,
+    DmaFlags,
+    DmaMap,
+    DmaTable,
+    DmaUnmap,
+    IrqIndex,
+    Segment,
+    SharedFile,
+    SharedMap,
+    VfioUserError,
+)
+
+if TYPE_CHECKING:
+    from bellwire.declare.doorbell import IoRegion
 
 
 class Pending:
@@ -96,6 +110,10 @@ class ReplayHost:
     def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """None: no memory is shared."""
 
+    def files(self) -> list[SharedFile]:
+        """None: no memory is shared."""
+        return []
+
     def dma_read(self, address: int, size: int) -> bytes:
         """Fail: the recording has answered already, or cannot."""
         raise DmaFault(address, size, "the recording has no such read")
@@ -110,6 +128,24 @@ class ReplayHost:
     def signal(self, index: IrqIndex, vector: int) -> bool:
         """Whether the recorded client took it."""
         return self._signalled(index, vector)
+
+    def interrupt_fd(self, index: IrqIndex, vector: int) -> int | None:
+        """None: nobody listens to an eventfd."""
+
+    def lend(self, row: IoRegion, offset: int) -> int | None:
+        """None: nobody rings an eventfd."""
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Do nothing: nothing is lent."""
+
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any], *, lasting: bool = False) -> None:
+        """Do nothing: a replay has no successor."""
+
+    def drop_file(self, name: str) -> None:
+        """Do nothing: nothing is kept."""
+
+    def kept_file(self, name: str) -> tuple[int, Mapping[str, Any]] | None:
+        """None: a recording begins with the first process of a device."""
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """False: the recording says when an interrupt is taken."""

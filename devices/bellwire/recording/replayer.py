@@ -6,13 +6,12 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError, StateError
 from bellwire.filters import Stack
 from bellwire.model import succession
-from bellwire.model.host import Host
 from bellwire.recording.checker import Checker, RecordedOutside, interrupt_in_words, told
 from bellwire.recording.format import ENDS, INPUTS, LARGEST_STATE, PIECE, BadRecording, Body, Entry, entries, inflated
 from bellwire.recording.host import ReplayHost
@@ -76,7 +75,7 @@ class _Replay:
 
     def run(self) -> Outcome:
         core, device = self._core, self._device
-        core.host = cast("Host", self._host)
+        core.host = self._host
         device.outside = RecordedOutside(self)
         complete = False
         stack = Stack(core)
