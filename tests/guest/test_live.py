@@ -28,6 +28,7 @@ stty -F /dev/ttyS1 raw -echo
 exec 3>/dev/ttyS1
 shown() { until [ "$(cat $1 2>/dev/null)" = $2 ]; do :; done; echo $2 >&3; }
 """
+SENT = "exec 3>&-  # this waits until all is sent; the end of a session does not\n"
 
 
 class Conversation:
@@ -68,7 +69,7 @@ def talk(linux: Callable[..., Outcome], tmp_path: Path) -> Callable[..., None]:
         line = ["-serial", f"unix:{path},server=on,wait=off"]
         with ThreadPoolExecutor(1) as visitor:
             visited = visitor.submit(sit_there)
-            outcome = linux(WATCH + script, device, arguments=line, timeout=240, **options)
+            outcome = linux(WATCH + script + SENT, device, arguments=line, timeout=240, **options)
             visited.result()
         assert outcome.status == 0, outcome.output
 

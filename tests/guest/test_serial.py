@@ -95,6 +95,7 @@ exec 3<>/dev/$port
 echo ready >&3
 head -n 1 <&3
 echo bye >&3
+exec 3>&-  # this waits until all is sent; the end of a session does not
 """
 
 
